@@ -1,0 +1,284 @@
+"""Classification: the linear probe on frozen features, scored inside each unit of independence.
+
+For each layer and fold a probe is fitted on the training rows for every strength; the strength is
+chosen on the validation rows and the test rows are scored once. The extra row "selected" chooses
+layer and strength together, again on validation rows, fold by fold: its test rows never take part.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold, unit_names
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.probes.linear import STRENGTHS, fit_linear
+from bioimg_jax.statistics.intervals import t_interval, train_overlap
+from bioimg_jax.statistics.unit_metric import METRICS, unit_metric
+
+BENCHMARK = "classification"
+SELECTED = "selected"
+MAX_PERMUTATIONS = 100
+
+
+def classification_scores(
+    table: FeatureTable,
+    folds: Sequence[Fold],
+    target: Target,
+    *,
+    representation: str,
+    kind: str,
+    seed: int,
+    exposure: str,
+    strengths: Sequence[float] = STRENGTHS,
+    layers: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    permute_labels_seed: int | None = None,
+) -> list[Score]:
+    """One score for each layer and, where there are several layers, one for the selected layer.
+
+    Args:
+      table: features; its row i is example i of the folds.
+      layers: which of the table's layers; None for all. In a tie the earlier one is selected.
+      settings: goes into every row beside the settings of the probe.
+      permute_labels_seed: replaces the labels by permuted ones, for a run that must be at chance.
+
+    Raises:
+      InputError: fewer than two classes, or a class without a training example.
+    """
+    layers = list(table.widths if layers is None else layers)
+    task = _Task.of(table, folds, target, permute_labels_seed)
+    overlap = train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
+    runs: dict[str, list[_Run]] = {}
+    for layer in layers:
+        features = table.layer(layer)
+        runs[layer] = [
+            _run(features, layer, task, fold, strengths, target.metric) for fold in folds
+        ]
+
+    shared: dict[str, Any] = {
+        "probe": "linear",
+        "strengths": sorted(map(float, strengths), reverse=True),
+    }
+    if permute_labels_seed is not None:
+        shared["permute_labels_seed"] = permute_labels_seed
+    shared.update(settings or {})
+
+    def score(chosen: list[_Run], block: str, pooling: str, budget: int) -> Score:
+        per_unit, pooled = _test_metrics(task, folds, chosen, target.metric)
+        values = list(per_unit.values())
+        return Score(
+            benchmark=BENCHMARK,
+            target=target.name,
+            split=split_text(target, len(folds)),
+            metric=target.metric,
+            higher_is_better=True,
+            chance=_chance(task, folds, target.metric),
+            ceiling=1.0,
+            representation=representation,
+            kind=kind,
+            block=block,
+            pooling=pooling,
+            seed=seed,
+            value=float(np.mean(values)),
+            per_unit=per_unit,
+            interval=t_interval(values, train_overlap=overlap),
+            n_units=len(values),
+            exposure=exposure,
+            search_budget=budget,
+            other_metrics=pooled,
+            settings={**shared, "folds": [run.settings for run in chosen]},
+        )
+
+    scores = []
+    for layer, chosen in runs.items():
+        block, _, pooling = layer.rpartition("/")
+        scores.append(score(chosen, block or layer, pooling if block else "", len(strengths)))
+    if len(layers) > 1:
+        best = [
+            max(
+                (runs[layer][i] for layer in layers), key=lambda run: (run.validation, run.strength)
+            )
+            for i in range(len(folds))
+        ]
+        scores.append(score(best, SELECTED, SELECTED, len(strengths) * len(layers)))
+    return scores
+
+
+def split_text(target: Target, n_folds: int) -> str:
+    """The split in words, as results and the report show it."""
+    unit = "/".join(target.unit)
+    if target.split == "leave_one_out":
+        return f"leave one {unit} out, {n_folds} folds"
+    if target.split == "k_fold":
+        return f"held-out {unit}, {n_folds} folds"
+    return f"fixed by column {target.split_column}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """The labels and units of a table's rows; −1 where a row belongs to no fold."""
+
+    classes: list[str]
+    labels: np.ndarray  # int [n], position in classes
+    units: np.ndarray  # int [n], position in unit_names
+    unit_names: list[str]
+
+    @classmethod
+    def of(
+        cls, table: FeatureTable, folds: Sequence[Fold], target: Target, permute_seed: int | None
+    ) -> "_Task":
+        if target.metric not in METRICS:
+            raise InputError(
+                f"target {target.name!r}: metric {target.metric!r} is none of {METRICS}"
+            )
+        used = np.unique(
+            np.concatenate([p for f in folds for p in (f.train, f.validation, f.test)])
+        )
+        obs = table.obs.iloc[used]
+        classes, labels = np.unique(
+            obs[target.column].astype(str).to_numpy(str), return_inverse=True
+        )
+        if len(classes) < 2:
+            raise InputError(f"target {target.name!r} has a single class, {str(classes[0])!r}")
+        names, units = np.unique(unit_names(obs, target.unit).astype(str), return_inverse=True)
+        absent = np.full(len(table.obs), -1)
+        task = cls(classes.tolist(), absent.copy(), absent.copy(), names.tolist())
+        task.labels[used], task.units[used] = labels, units
+        if permute_seed is not None:
+            rng = np.random.default_rng(permute_seed)
+            for _ in range(MAX_PERMUTATIONS):  # few units may leave a class out of training
+                task.labels[used] = permute_labels(labels, units, rng)
+                if not any(len(task.untrained_classes(fold)) for fold in folds):
+                    break
+        return task
+
+    def untrained_classes(self, fold: Fold) -> np.ndarray:
+        """Classes without a training example in this fold."""
+        return np.setdiff1d(np.arange(len(self.classes)), self.labels[fold.train])
+
+
+def permute_labels(labels: np.ndarray, units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels [n] permuted inside each unit, where every unit holds several classes.
+
+    Where every unit holds one class, whole units swap labels; where some do, all rows are permuted.
+    """
+    ids, first, position = np.unique(units, return_index=True, return_inverse=True)
+    same = np.bincount(position, labels == labels[first][position]) == np.bincount(position)
+    if same.all():
+        return rng.permutation(labels[first])[position]
+    if same.any():
+        return rng.permutation(labels)
+    permuted = labels.copy()
+    for unit in range(len(ids)):
+        rows = np.flatnonzero(position == unit)
+        permuted[rows] = labels[rng.permutation(rows)]
+    return permuted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One layer in one fold, at the strength that validation chose."""
+
+    validation: float
+    strength: float
+    predictions: np.ndarray  # int [n_test]
+    auroc: float | None
+    settings: dict[str, Any]
+
+
+def _run(
+    features: np.ndarray,
+    layer: str,
+    task: _Task,
+    fold: Fold,
+    strengths: Sequence[float],
+    metric: str,
+) -> _Run:
+    train_labels = task.labels[fold.train]
+    missing = task.untrained_classes(fold)
+    if len(missing):
+        raise InputError(
+            f"class {task.classes[missing[0]]!r} has no training example in fold {fold.name!r}"
+        )
+    probe = fit_linear(features[fold.train], train_labels, len(task.classes), strengths=strengths)
+    guesses = probe.logits(features[fold.validation]).argmax(axis=2)  # [s, n_validation]
+    labels, units = task.labels[fold.validation], task.units[fold.validation]
+    validation = [
+        float(np.mean(list(unit_metric(labels, guess, units, metric).values())))
+        for guess in guesses
+    ]
+    best = int(np.argmax(validation))  # the first of equals: the strongest regularisation
+    logits = probe.logits(features[fold.test], best)
+    return _Run(
+        validation=validation[best],
+        strength=probe.strengths[best],
+        predictions=logits.argmax(axis=1),
+        auroc=_auroc(task.labels[fold.test], logits),
+        settings={
+            "fold": fold.name,
+            "layer": layer,
+            "strength": probe.strengths[best],
+            "validation": validation[best],
+            "converged": bool(probe.converged[best]),
+            "unconverged_strengths": [
+                s for s, done in zip(probe.strengths, probe.converged, strict=True) if not done
+            ],
+            "iterations": int(probe.iterations[best]),
+            "n_train": len(fold.train),
+            "n_validation": len(fold.validation),
+            "n_test": len(fold.test),
+        },
+    )
+
+
+def _test_metrics(
+    task: _Task, folds: Sequence[Fold], runs: Sequence[_Run], metric: str
+) -> tuple[dict[str, float], dict[str, float | None]]:
+    """The metric of each test unit, and what is computed over all test rows together."""
+    rows = np.concatenate([fold.test for fold in folds])
+    predictions = np.concatenate([run.predictions for run in runs])
+    labels = task.labels[rows]
+    per_unit = unit_metric(labels, predictions, task.units[rows], metric)
+    aurocs = [run.auroc for run in runs if run.auroc is not None]
+    present = np.unique(labels)
+    pooled = {
+        "accuracy": float(np.mean(predictions == labels)),
+        "balanced_accuracy": float(metrics.recall_score(
+            labels, predictions, labels=present, average="macro", zero_division=0.0
+        )),
+        "macro_f1": float(metrics.f1_score(
+            labels, predictions, labels=present, average="macro", zero_division=0.0
+        )),
+        "auroc": float(np.mean(aurocs)) if aurocs else None,
+    }  # fmt: skip
+    return {task.unit_names[unit]: value for unit, value in per_unit.items()}, pooled
+
+
+def _auroc(labels: np.ndarray, logits: np.ndarray) -> float | None:
+    """One class against the rest, mean over classes of the test rows; None with a single class."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        return None
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability = shifted / shifted.sum(axis=1, keepdims=True)
+    return float(np.mean([metrics.roc_auc_score(labels == k, probability[:, k]) for k in present]))
+
+
+def _chance(task: _Task, folds: Sequence[Fold], metric: str) -> float:
+    """1/c; for accuracy the best constant answer, which is 1/c where the classes are even."""
+    n_classes = len(task.classes)
+    if metric == "balanced_accuracy":
+        return 1.0 / n_classes
+    rows = np.concatenate([fold.test for fold in folds])
+    labels, units = task.labels[rows], task.units[rows]
+    constant = [
+        np.mean(list(unit_metric(labels, np.full_like(labels, k), units, metric).values()))
+        for k in range(n_classes)
+    ]
+    return float(max(constant))

@@ -1,0 +1,45 @@
+"""A score: one row of results.json."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One representation, at one block and pooling, on one target.
+
+    value: mean of `per_unit`, the metric inside each unit of independence of the test side.
+    interval: 95 % of the mean over units, None for fewer than 4 units.
+    chance, ceiling: of the metric; ceiling None where unknown.
+    exposure: what the encoder saw of the test side: "none", "images", "labels" or "unknown".
+    search_budget: how many candidates validation chose from.
+    verdict: "" until the verdict engine has spoken.
+    """
+
+    benchmark: str
+    target: str
+    split: str
+    metric: str
+    higher_is_better: bool | None
+    chance: float | None
+    ceiling: float | None
+    representation: str
+    kind: str
+    block: str
+    pooling: str
+    seed: int
+    value: float
+    per_unit: dict[str, float]
+    interval: tuple[float, float] | None
+    n_units: int
+    exposure: str
+    search_budget: int
+    other_metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    verdict: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        """The row as JSON takes it."""
+        row = dataclasses.asdict(self)
+        row["interval"] = None if self.interval is None else list(self.interval)
+        return row

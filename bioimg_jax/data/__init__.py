@@ -1,0 +1,1 @@
+"""Images in: builders, splits, transforms and the deterministic input stream."""

@@ -1,0 +1,193 @@
+"""Metadata and a target's declaration in, folds of example indices out. Pure functions."""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bioimg_jax.data.declaration import Declaration, Target
+from bioimg_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fold:
+    """One split of one target. The three parts hold example indices, ascending int64."""
+
+    name: str  # "plate=SQ00015198", "fold=2", "fixed"
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    unit: tuple[str, ...]  # metadata columns of the target's unit of independence
+
+
+def unit_names(metadata: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Each row's joint value of `columns` as one text: "A01" or "P1/A01/3"; object [n]."""
+    parts = [metadata[column].astype(str).to_numpy(dtype=object) for column in columns]
+    return np.array(["/".join(values) for values in zip(*parts, strict=True)], dtype=object)
+
+
+def target_rows(metadata: pd.DataFrame, target: Target) -> np.ndarray:
+    """Indices of the rows a target is about: its `where` holds and its label is not empty."""
+    for column in (target.column, *target.unit, *(column for column, _ in target.where)):
+        _require(metadata, column, f"column {column!r} of target {target.name!r}")
+    labels = metadata[target.column]
+    keep = labels.notna().to_numpy() & (labels.astype(str) != "").to_numpy()
+    for column, values in target.where:
+        keep &= metadata[column].astype(str).isin(values).to_numpy()
+    return np.flatnonzero(keep)
+
+
+def make_folds(metadata: pd.DataFrame, target: Target) -> list[Fold]:
+    """The folds of a target, in a fixed order that depends on the metadata alone.
+
+    Whole units go to train, validation or test. Raises `InputError` where a declared column is
+    missing, a part would be empty, or a class has no training example in a fold.
+    """
+    rows = target_rows(metadata, target)
+    if not len(rows):
+        raise InputError(f"target {target.name!r} has no example: check its label and its filter")
+    part = metadata.iloc[rows]
+    labels = part[target.column].astype(str).to_numpy(dtype=object)
+    units = unit_names(part, target.unit)
+    if target.split == "fixed":
+        folds = [_fixed_fold(part, rows, target)]
+    elif target.split == "leave_one_out":
+        names = sorted(set(units))
+        group = pd.Index(names).get_indexer(units)
+        fold_names = [f"{'/'.join(target.unit)}={name}" for name in names]
+        folds = _rotate(rows, group, fold_names, target)
+    else:
+        group = _deal(units, labels, target)
+        folds = _rotate(rows, group, [f"fold={i}" for i in range(target.n_folds)], target)
+    for fold in folds:
+        _check_classes(metadata, fold, target, set(labels))
+    return folds
+
+
+def _rotate(rows: np.ndarray, group: np.ndarray, names: list[str], target: Target) -> list[Fold]:
+    """Fold i tests group i, validates on the next group and trains on all others."""
+    if len(names) < 3:
+        raise InputError(
+            f"target {target.name!r} needs at least 3 groups of {'/'.join(target.unit)} for train, "
+            f"validation and test, not {len(names)}"
+        )
+    folds = []
+    for i, name in enumerate(names):
+        test = group == i
+        validation = group == (i + 1) % len(names)
+        parts = [rows[~(test | validation)], rows[validation], rows[test]]
+        if not all(map(len, parts)):
+            raise InputError(f"target {target.name!r}: a part of fold {name!r} is empty")
+        folds.append(Fold(name, *parts, unit=target.unit))
+    return folds
+
+
+def _deal(units: np.ndarray, labels: np.ndarray, target: Target) -> np.ndarray:
+    """The k_fold group of every row: the units of each class dealt round like cards.
+
+    A unit with several classes is dealt among those with the same set of classes. The start goes
+    on from class to class, so that small classes do not all land in the first group.
+    """
+    classes_of: dict[str, set[str]] = {}
+    for unit, label in zip(units, labels, strict=True):
+        classes_of.setdefault(unit, set()).add(label)
+    strata: dict[str, list[str]] = {}
+    for unit in sorted(classes_of):
+        strata.setdefault(json.dumps(sorted(classes_of[unit])), []).append(unit)
+    rng = np.random.default_rng(zlib.crc32(target.name.encode()))
+    group_of, start = {}, 0
+    for stratum in sorted(strata):
+        for offset, i in enumerate(rng.permutation(len(strata[stratum]))):
+            group_of[strata[stratum][i]] = (start + offset) % target.n_folds
+        start += len(strata[stratum])
+    return np.array([group_of[unit] for unit in units])
+
+
+def _fixed_fold(part: pd.DataFrame, rows: np.ndarray, target: Target) -> Fold:
+    what = f"split column {target.split_column!r} of target {target.name!r}"
+    _require(part, target.split_column, what)
+    value = part[target.split_column].astype(str).to_numpy(dtype=object)
+    names = ("train", "validation", "test")
+    strange = set(value) - set(names)
+    if strange:
+        raise InputError(f"{what} holds {sorted(strange)[0]!r}; expected one of {names}")
+    parts = [rows[value == name] for name in names]
+    for name, indices in zip(names, parts, strict=True):
+        if not len(indices):
+            raise InputError(f"{what} has no row that says {name!r}")
+    return Fold("fixed", *parts, unit=target.unit)
+
+
+def _check_classes(
+    metadata: pd.DataFrame, fold: Fold, target: Target, classes: Iterable[str]
+) -> None:
+    seen = set(metadata[target.column].iloc[fold.train].astype(str))
+    unseen = sorted(set(classes) - seen)
+    if unseen:
+        raise InputError(
+            f"class {unseen[0]!r} of target {target.name!r} has no training example in fold "
+            f"{fold.name!r}"
+        )
+
+
+def _require(metadata: pd.DataFrame, column: str, what: str) -> None:
+    if column not in metadata.columns:
+        raise InputError(
+            f"{what} does not exist; the metadata columns are: {', '.join(metadata.columns)}"
+        )
+
+
+def pretraining_indices(
+    metadata: pd.DataFrame, declaration: Declaration, hold_out: Fold | None = None
+) -> np.ndarray:
+    """What pre-training may see, ascending int64.
+
+    Every image, or the rows of the fixed split's train part; less, where `hold_out` is given, *all*
+    rows of the units that fold tests on (the whole plate, not only its control wells).
+    """
+    keep = np.ones(len(metadata), dtype=bool)
+    if declaration.pretraining == "train":
+        target = next(t for t in declaration.targets if t.split == "fixed")
+        _require(
+            metadata,
+            target.split_column,
+            f"split column {target.split_column!r} of target {target.name!r}",
+        )
+        keep &= (metadata[target.split_column].astype(str) == "train").to_numpy()
+    if hold_out is not None:
+        units = unit_names(metadata, hold_out.unit)
+        keep &= ~pd.Index(units).isin(set(units[hold_out.test]))
+    indices = np.flatnonzero(keep)
+    if not len(indices):
+        raise InputError(f"data set {declaration.name!r} leaves no image for pre-training")
+    return indices
+
+
+def write_folds(path: Path, folds: dict[str, list[Fold]]) -> None:
+    """Index lists as `target/i/part`, fold names as `target/names`; no pickle."""
+    arrays = {}
+    for target, target_folds in folds.items():
+        arrays[f"{target}/names"] = np.array([fold.name for fold in target_folds])
+        arrays[f"{target}/unit"] = np.array(target_folds[0].unit)
+        for i, fold in enumerate(target_folds):
+            for part in ("train", "validation", "test"):
+                arrays[f"{target}/{i}/{part}"] = getattr(fold, part)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def read_folds(path: Path, target: str) -> list[Fold]:
+    """The folds of one target as `write_folds` left them."""
+    with np.load(path, allow_pickle=False) as arrays:
+        unit = tuple(str(column) for column in arrays[f"{target}/unit"])
+        return [
+            Fold(
+                str(name),
+                *(arrays[f"{target}/{i}/{part}"] for part in ("train", "validation", "test")),
+                unit=unit,
+            )
+            for i, name in enumerate(arrays[f"{target}/names"])
+        ]

@@ -1,0 +1,97 @@
+"""Tasks in worker processes that load neither the main program nor JAX."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+def run_tasks(
+    pool: concurrent.futures.Executor,
+    function: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],
+    ahead: int,
+) -> Iterator[Any]:
+    """Results of `function(*task)` as they come, never more than `ahead` tasks in the pool.
+
+    `function` must be importable by name from a module other than the main program.
+    """
+    tasks = iter(tasks)
+    waiting: set[concurrent.futures.Future[Any]] = set()
+    try:
+        while True:
+            while len(waiting) < ahead and (task := next(tasks, None)) is not None:
+                with _empty_main_module():  # submitting may start a process
+                    waiting.add(pool.submit(function, *task))
+            if not waiting:
+                return
+            done, waiting = concurrent.futures.wait(
+                waiting, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                yield future.result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def worker_pool(workers: int) -> concurrent.futures.Executor:
+    """Spawned processes (a fork would copy JAX's threads and locks); for one, this very process."""
+    if workers <= 1:
+        return _SerialExecutor()
+    return concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
+    )
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _SerialExecutor(concurrent.futures.Executor):
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _begin_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends with the parent even if that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _empty_main_module() -> Iterator[None]:
+    """Keeps a process started inside from importing the main program again.
+
+    It would bring JAX into every worker, and a user's script without `if __name__ == "__main__"`
+    would start all over in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,1 @@
+"""Feature tables: what every representation is turned into, on disk."""

@@ -1,0 +1,180 @@
+"""The feature table: an `.h5ad` file of one representation's features, streamed in and out.
+
+The default layer is `X`, the others are in `obsm` under their name with "/" written as "." (HDF5
+keeps "/" for groups), `obs` is the metadata and `uns["provenance"]` a JSON string with whatever
+rebuilds the table. `anndata.read_h5ad` and scanpy open it; here a layer is read when asked for,
+because all layers of a large set together do not fit in memory.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from bioimg_jax.errors import InputError
+
+CHUNK_BYTES = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTable:
+    """A finished table on disk.
+
+    obs: metadata [n]; widths: layer name -> number of features, in the order they were written.
+    """
+
+    path: Path
+    obs: pd.DataFrame
+    widths: dict[str, int]
+    default: str
+    provenance: dict[str, Any]
+
+    def layer(self, name: str) -> np.ndarray:
+        """Features of one layer, float32 [n, d], read from the file now."""
+        if name not in self.widths:
+            raise InputError(f"{self.path}: no layer {name!r}; it has {', '.join(self.widths)}")
+        with h5py.File(self.path, "r") as file:
+            return file[_key(name, self.default)].astype(np.float32)[:]
+
+    def to_anndata(self) -> anndata.AnnData:
+        """The whole table in memory, as any other program reads it."""
+        return anndata.read_h5ad(self.path)
+
+
+def read_table(path: str | os.PathLike) -> FeatureTable:
+    """Open a table. Raises `InputError` when the file is absent, damaged or not one of ours."""
+    path = Path(path)
+    try:
+        with h5py.File(path, "r") as file:
+            uns = anndata.io.read_elem(file["uns"])
+            return FeatureTable(
+                path=path,
+                obs=anndata.io.read_elem(file["obs"]),
+                widths=json.loads(uns["layers"]),
+                default=uns["default_layer"],
+                provenance=json.loads(uns["provenance"]),
+            )
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: not a readable feature table ({error})") from error
+
+
+def write_table(
+    path: str | os.PathLike,
+    obs: pd.DataFrame,
+    layers: Mapping[str, int],
+    default: str,
+    batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
+    provenance: Mapping[str, Any],
+    *,
+    dtype: str = "float16",
+) -> Path:
+    """Stream batches of features into a new table; the file appears when it is complete.
+
+    Args:
+      obs: metadata [n].
+      layers: layer name -> width.
+      default: the layer that becomes `X`.
+      batches: (positions int [b] in obs, {layer: [b, width]}); together they cover every row once.
+        One batch is in memory at a time.
+      provenance: JSON-able.
+      dtype: "float16", or "float32" for small tables whose precision matters.
+
+    Raises:
+      InputError: a feature that is not finite in `dtype`, or a disk that does not take the file.
+      ValueError: rows missing or given twice, a layer missing or of another width.
+    """
+    path = Path(path)
+    if default not in layers:
+        raise ValueError(f"default layer {default!r} is not among {list(layers)}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(unfinished, "w") as file:
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            anndata.io.write_elem(file, "obs", _writable(obs))
+            names = [f"{default}:{i}" for i in range(layers[default])]
+            anndata.io.write_elem(file, "var", pd.DataFrame(index=pd.Index(names, dtype=object)))
+            for group in ("obsm", "varm", "obsp", "varp", "layers"):
+                anndata.io.write_elem(file, group, {})
+            uns = {
+                "layers": json.dumps(dict(layers)),
+                "default_layer": default,
+                "provenance": json.dumps(dict(provenance)),
+            }
+            anndata.io.write_elem(file, "uns", uns)
+            _write_layers(file, path, len(obs), layers, default, batches, np.dtype(dtype))
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the feature table ({error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+    return path
+
+
+def _write_layers(
+    file: h5py.File,
+    path: Path,
+    n: int,
+    layers: Mapping[str, int],
+    default: str,
+    batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
+    dtype: np.dtype,
+) -> None:
+    datasets = {}
+    for name, width in layers.items():
+        rows = max(1, min(n, CHUNK_BYTES // (width * dtype.itemsize)))
+        dataset = file.create_dataset(
+            _key(name, default), (n, width), dtype, chunks=(rows, width) if n else None
+        )
+        dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        datasets[name] = dataset
+
+    written = np.zeros(n, bool)
+    for positions, features in batches:
+        positions = np.asarray(positions)
+        if written[positions].any() or len(np.unique(positions)) < len(positions):
+            raise ValueError(f"{path}: a row came twice, in the batch from row {positions[0]}")
+        written[positions] = True
+        for name, dataset in datasets.items():
+            values = np.asarray(features[name])
+            if values.shape != (len(positions), layers[name]):
+                expected = (len(positions), layers[name])
+                raise ValueError(f"layer {name!r} has shape {values.shape}, expected {expected}")
+            with np.errstate(over="ignore"):
+                stored = values.astype(dtype)
+            finite = np.isfinite(stored).all(axis=1)
+            if not finite.all():
+                row = positions[~finite][0]
+                raise InputError(f"{path}: layer {name!r} of row {row} is not finite in {dtype}")
+            order = np.argsort(positions)
+            for run in np.split(order, np.flatnonzero(np.diff(positions[order]) != 1) + 1):
+                dataset[positions[run[0]] : positions[run[-1]] + 1] = stored[run]
+    if not written.all():
+        raise ValueError(f"{path}: row {np.argmin(written)} has no features")
+
+
+def _key(layer: str, default: str) -> str:
+    return "X" if layer == default else "obsm/" + layer.replace("/", ".")
+
+
+def _writable(obs: pd.DataFrame) -> pd.DataFrame:
+    """The metadata in types that AnnData stores: text as categories (which may be missing)."""
+    obs = obs.copy()
+    obs.index = obs.index.astype(str).astype(object)
+    obs.index.name = None
+    for column in obs.columns:
+        if obs[column].dtype == object or isinstance(obs[column].dtype, pd.StringDtype):
+            values = obs[column]
+            text = values.where(values.isna(), values.astype(str)).astype("category")
+            categories = text.cat.categories.astype(object)
+            obs[column] = text.cat.rename_categories(categories)
+    return obs

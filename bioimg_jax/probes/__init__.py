@@ -1,0 +1,1 @@
+"""Solvers fitted on frozen features; nothing here knows about biology."""

@@ -1,0 +1,1 @@
+"""Everything that turns an image into a vector, behind one interface."""

@@ -1,0 +1,105 @@
+"""An encoder's pooled features at evenly spaced depths; trained, twin, random or imported alike."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from bioimg_jax.data import transforms
+from bioimg_jax.representations.representation import Batch
+
+if TYPE_CHECKING:
+    from bioimg_jax.models import Encoder
+
+
+class EncoderRepresentation:
+    """Features of one encoder with one set of variables, frozen.
+
+    Layers are "block03/mean" (third block, patch mean) for evenly spaced blocks, and
+    "final/mean" for the last block after the final norm. All poolings of the encoder are kept:
+    which block and pooling to use is decided on validation groups, not here.
+
+    Args:
+      variables: {"params", "stats"}; `encoder.init(key)` for an untrained one. Normalisation
+        statistics are used as they are and never estimated on the images at hand.
+      blocks: how many depths, the last one included.
+      poolings: a subset of `encoder.pooled_keys`; None for all.
+      epsilon: of the self-standardisation of each image and channel.
+    """
+
+    dtype = "float16"
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        encoder: "Encoder",
+        variables: Mapping[str, Any],
+        *,
+        blocks: int = 4,
+        poolings: Sequence[str] | None = None,
+        epsilon: float = 1e-6,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self._variables = variables
+        poolings = tuple(encoder.pooled_keys if poolings is None else poolings)
+        depths = evenly_spaced(len(encoder.block_widths), blocks)
+        self.layers = {
+            f"{_block_name(depth, len(encoder.block_widths))}/{pooling}": (
+                encoder.block_widths[depth] * (2 if pooling == "mean_std" else 1)
+            )
+            for depth in depths
+            for pooling in poolings
+        }
+        self._extract = _extractor(encoder, depths, poolings, epsilon)
+
+    def features(self, batch: Batch) -> dict[str, jax.Array]:
+        return self._extract(self._variables, batch["image"])
+
+
+def evenly_spaced(depth: int, blocks: int) -> tuple[int, ...]:
+    """Positions of `blocks` of `depth` blocks, evenly spaced and ending with the last one."""
+    blocks = min(depth, blocks)
+    return tuple(-(-(i + 1) * depth // blocks) - 1 for i in range(blocks))
+
+
+def _block_name(position: int, depth: int) -> str:
+    return "final" if position == depth - 1 else f"block{position + 1:02d}"
+
+
+_Extractor = Callable[[Mapping[str, Any], jax.Array], dict[str, jax.Array]]
+_compiled: dict[str, _Extractor] = {}
+
+
+def _extractor(
+    encoder: "Encoder", depths: tuple[int, ...], poolings: tuple[str, ...], epsilon: float
+) -> _Extractor:
+    """One jitted function per architecture: twins and other seeds share its compiled program."""
+    key = json.dumps(
+        [encoder.name, encoder.config, encoder.channels, depths, poolings, epsilon], sort_keys=True
+    )
+    if key not in _compiled:
+        extract = functools.partial(_extract, encoder, depths, poolings, epsilon)
+        _compiled[key] = jax.jit(extract)
+    return _compiled[key]
+
+
+def _extract(
+    encoder: "Encoder",
+    depths: tuple[int, ...],
+    poolings: tuple[str, ...],
+    epsilon: float,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+) -> dict[str, jax.Array]:
+    encoded, _ = encoder.apply(variables, transforms.standardise(images, epsilon), train=False)
+    depth = len(encoder.block_widths)
+    features = {}
+    for position in depths:
+        pooled = encoded.pooled if position == depth - 1 else encoded.blocks[position]
+        for pooling in poolings:
+            features[f"{_block_name(position, depth)}/{pooling}"] = pooled[pooling]
+    return features

@@ -1,0 +1,1 @@
+"""Intervals, audits and verdicts."""

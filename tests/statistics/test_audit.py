@@ -1,0 +1,139 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import make_folds
+from bioimg_jax.errors import InputError
+from bioimg_jax.statistics.audit import audit
+
+
+def target(**changes):
+    fields = {
+        "name": "compound",
+        "column": "treatment",
+        "unit": ("plate",),
+        "split": "leave_one_out",
+        "audit": ("plate", "well", "site"),
+    }
+    return Target(**{**fields, **changes})
+
+
+def rows(treatment_of, *, plates=5, wells=12, sites=2, cells=3):
+    """A row a cell; `treatment_of(plate, well)` names the treatment."""
+    return pd.DataFrame(
+        [
+            {
+                "plate": f"P{p}",
+                "well": f"{'ABC'[w // 4]}{w % 4 + 1:02d}",
+                "row": "ABC"[w // 4],
+                "column": w % 4 + 1,
+                "site": s,
+                "acquired": 100.0 * p + w + 0.01 * s,
+                "treatment": f"drug {treatment_of(p, w)}",
+            }
+            for p, w, s, _ in itertools.product(
+                range(plates), range(wells), range(sites), range(cells)
+            )
+        ]
+    )
+
+
+def randomised(seed, *, plates=5, wells=12, treatments=3):
+    rng = np.random.default_rng(seed)
+    layout = [rng.permutation(np.arange(wells) % treatments) for _ in range(plates)]
+    return rows(lambda p, w: layout[p][w], plates=plates, wells=wells)
+
+
+def run(metadata, target):
+    return audit(metadata, make_folds(metadata, target), target)
+
+
+def test_same_map_on_every_plate_is_confounded_by_the_well():
+    result = run(rows(lambda p, w: w % 3, wells=4), target())
+    assert result["verdict"] == "confounded"
+    assert result["columns"] == ["well"]
+    assert result["reason"].startswith("well determines compound")
+    assert result["per_column"]["well"]["score"] == 1.0
+    assert result["per_column"]["plate"]["score"] == pytest.approx(1 / 3)
+    assert result["score"] == 1.0 and set(result["per_unit"]) == {f"P{i}" for i in range(5)}
+
+
+def test_verdict_does_not_depend_on_how_many_columns_are_audited():
+    result = run(rows(lambda p, w: w % 3, wells=4), target(audit=("well",)))
+    assert result["reason"].startswith("well determines compound")
+
+
+def test_row_and_column_together_can_determine_the_target():
+    metadata = rows(lambda p, w: (w // 4 + w % 4) % 3)
+    result = run(metadata, target(audit=("plate", "row", "column")))
+    assert result["verdict"] == "confounded"
+    assert result["columns"] == ["row", "column"]
+
+
+@pytest.mark.parametrize("start", range(0, 50, 10))
+def test_randomised_layout_is_never_confounded(start):
+    columns = ("plate", "well", "row", "column", "site", "acquired")
+    for seed in range(start, start + 10):
+        result = run(randomised(seed), target(audit=columns))
+        assert result["verdict"] == "", (seed, result["reason"])
+        assert result["reason"].startswith("metadata alone does not settle compound")
+        assert result["score"] < 0.9
+
+
+def test_well_that_is_also_in_training_gives_the_target_away():
+    by_field = target(unit=("plate", "well", "site"), split="k_fold", n_folds=3, metric="accuracy")
+    rng = np.random.default_rng(0)
+    layout = [rng.permutation(np.arange(9) % 3) for _ in range(5)]
+    result = run(rows(lambda p, w: layout[p][w], wells=9, sites=30, cells=1), by_field)
+    assert result["verdict"] == "confounded"
+    assert result["columns"] == ["plate", "well"]
+
+
+def test_nearly_perfect_metadata_is_confounded_by_its_score():
+    def treatment(p, w):  # one well of every third plate breaks the rule
+        return 1 if p % 3 == 0 and w == 0 else w % 3
+
+    metadata = rows(treatment, plates=12, wells=9, sites=1)
+    strict = run(metadata, target(audit=("well",)))
+    assert strict["verdict"] == ""
+    folds = make_folds(metadata, target(audit=("well",)))
+    lenient = audit(metadata, folds, target(audit=("well",)), delta=0.2)
+    assert lenient["verdict"] == "confounded"
+    assert "well alone predicts compound" in lenient["reason"]
+
+
+def test_nuisance_target_has_scores_and_no_verdict():
+    nuisance = target(
+        name="plate",
+        column="plate",
+        unit=("plate", "well", "site"),
+        split="k_fold",
+        n_folds=3,
+        nuisance=True,
+        metric="accuracy",
+        audit=("well",),
+    )
+    result = run(rows(lambda p, w: w % 3), nuisance)
+    assert result["verdict"] == ""
+    assert result["reason"] == "nuisance target: scores and no verdict"
+    assert result["per_column"]["well"]["score"] < 0.5
+
+
+def test_target_without_audit_columns_says_so():
+    result = run(randomised(0), target(audit=()))
+    assert result["verdict"] == "" and result["score"] is None
+    assert result["reason"] == "no nuisance column is declared for this target"
+
+
+def test_unknown_audit_column_is_named():
+    with pytest.raises(InputError, match="audit column 'scanner' of target 'compound'"):
+        run(randomised(0), target(audit=("scanner",)))
+
+
+def test_order_of_rows_does_not_matter():
+    metadata = randomised(3)
+    shuffled = metadata.sample(frac=1.0, random_state=0).reset_index(drop=True)
+    assert run(metadata, target()) == run(shuffled, target())
