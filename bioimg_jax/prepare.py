@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 from bioimg_jax.data import parts, splits
 from bioimg_jax.data.builders import (
     METADATA_TYPES,
+    SPLIT,
     BadImage,
     ImageDatasetBuilder,
     Plan,
@@ -40,7 +41,6 @@ from bioimg_jax.data.workers import available_cores, run_tasks, worker_pool
 from bioimg_jax.errors import InputError
 
 FORMAT_VERSION = 1  # part of the content hash: raise it when the files change their meaning
-SPLIT = "images"  # the one TFDS split; "all" is reserved there
 MAX_PARTS = 512
 
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 from bioimg_jax.data.declaration import Declaration
 from bioimg_jax.errors import InputError
@@ -32,6 +33,8 @@ METADATA_TYPES: dict[str, Any] = {
     "float": np.float32,
     "bool": np.bool_,
 }
+
+SPLIT = "images"  # the one TFDS split of a prepared set; "all" is reserved there
 
 Example = tuple[dict[str, Any], np.ndarray]
 
@@ -91,7 +94,10 @@ class Plan:
         return tfds.features.FeaturesDict({"image": image, **scalars})
 
 
-class ImageDatasetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ImageDatasetBuilder(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]
+):
     """A TFDS builder whose substance is two class methods, `plan` and `examples`.
 
     Constructed with the `source`, `config` and `options` of a preparation it is an ordinary TFDS
@@ -170,7 +176,7 @@ class ImageDatasetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {"images": self._generate_examples()}
+        return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         key = 0
@@ -201,13 +207,14 @@ def find_builder(name: str) -> type[ImageDatasetBuilder]:
 @functools.cache
 def load_builder(path: Path) -> type[ImageDatasetBuilder]:
     """The one `ImageDatasetBuilder` of a file, under a module name that no package can have."""
-    module_name = f"bioimg_jax_dataset:{path.parent.name}"
+    module_name = f"bioimg_jax:{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and TFDS look their module up by name
-    spec.loader.exec_module(module)
+    with registered.skip_registration():  # TFDS allows a name once in a process
+        spec.loader.exec_module(module)
     classes = [
         value
         for value in vars(module).values()

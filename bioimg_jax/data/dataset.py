@@ -11,11 +11,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bioimg_jax.data import splits
+from bioimg_jax.data.builders import SPLIT
 from bioimg_jax.data.declaration import Declaration
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
-
-SPLIT = "images"  # the one split of the TFDS files; TFDS reserves "all"
 
 
 class ImageSource:

@@ -36,7 +36,9 @@ def write_part(code_file: Path, plan: Plan, units: tuple[Unit, ...], path: Path)
                 continue
             for metadata, image in examples:
                 encoded = features.encode_example({"image": image, **metadata})
-                writer.write(serializer.serialize_example(encoded))
+                example = serializer.get_tf_example(encoded)
+                # The fields of a tf.Example are a hash map: unsorted in every process in its way.
+                writer.write(example.SerializeToString(deterministic=True))
                 for column, kind in plan.metadata.items():
                     value = METADATA_TYPES[kind](metadata[column])
                     columns[column].append(value if kind == "text" else value.item())

@@ -132,9 +132,10 @@ def _checked(indices: np.ndarray, dataset: Dataset) -> np.ndarray:
     indices = np.asarray(indices, dtype=np.int64)
     if not len(indices):
         raise InputError(f"no example of data set {dataset.declaration.name!r} was selected")
-    if indices.min() < 0 or indices.max() >= len(dataset):
+    outside = indices[(indices < 0) | (indices >= len(dataset))]
+    if len(outside):
         raise InputError(
-            f"example index {indices.max()} is outside data set {dataset.declaration.name!r} of "
+            f"example index {outside[0]} is outside data set {dataset.declaration.name!r} of "
             f"{len(dataset)} examples"
         )
     return indices

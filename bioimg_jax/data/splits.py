@@ -12,6 +12,8 @@ import pandas as pd
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
+PARTS = ("train", "validation", "test")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fold:
@@ -79,10 +81,10 @@ def _rotate(rows: np.ndarray, group: np.ndarray, names: list[str], target: Targe
     for i, name in enumerate(names):
         test = group == i
         validation = group == (i + 1) % len(names)
-        parts = [rows[~(test | validation)], rows[validation], rows[test]]
-        if not all(map(len, parts)):
+        fold = Fold(name, rows[~(test | validation)], rows[validation], rows[test], target.unit)
+        if not (len(fold.train) and len(fold.validation) and len(fold.test)):
             raise InputError(f"target {target.name!r}: a part of fold {name!r} is empty")
-        folds.append(Fold(name, *parts, unit=target.unit))
+        folds.append(fold)
     return folds
 
 
@@ -111,15 +113,14 @@ def _fixed_fold(part: pd.DataFrame, rows: np.ndarray, target: Target) -> Fold:
     what = f"split column {target.split_column!r} of target {target.name!r}"
     _require(part, target.split_column, what)
     value = part[target.split_column].astype(str).to_numpy(dtype=object)
-    names = ("train", "validation", "test")
-    strange = set(value) - set(names)
+    strange = set(value) - set(PARTS)
     if strange:
-        raise InputError(f"{what} holds {sorted(strange)[0]!r}; expected one of {names}")
-    parts = [rows[value == name] for name in names]
-    for name, indices in zip(names, parts, strict=True):
-        if not len(indices):
+        raise InputError(f"{what} holds {sorted(strange)[0]!r}; expected one of {PARTS}")
+    for name in PARTS:
+        if name not in value:
             raise InputError(f"{what} has no row that says {name!r}")
-    return Fold("fixed", *parts, unit=target.unit)
+    train, validation, test = (rows[value == name] for name in PARTS)
+    return Fold("fixed", train, validation, test, target.unit)
 
 
 def _check_classes(
@@ -174,7 +175,7 @@ def write_folds(path: Path, folds: dict[str, list[Fold]]) -> None:
         arrays[f"{target}/names"] = np.array([fold.name for fold in target_folds])
         arrays[f"{target}/unit"] = np.array(target_folds[0].unit)
         for i, fold in enumerate(target_folds):
-            for part in ("train", "validation", "test"):
+            for part in PARTS:
                 arrays[f"{target}/{i}/{part}"] = getattr(fold, part)
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
@@ -183,11 +184,8 @@ def read_folds(path: Path, target: str) -> list[Fold]:
     """The folds of one target as `write_folds` left them."""
     with np.load(path, allow_pickle=False) as arrays:
         unit = tuple(str(column) for column in arrays[f"{target}/unit"])
-        return [
-            Fold(
-                str(name),
-                *(arrays[f"{target}/{i}/{part}"] for part in ("train", "validation", "test")),
-                unit=unit,
-            )
-            for i, name in enumerate(arrays[f"{target}/names"])
-        ]
+        folds = []
+        for i, name in enumerate(arrays[f"{target}/names"]):
+            train, validation, test = (arrays[f"{target}/{i}/{part}"] for part in PARTS)
+            folds.append(Fold(str(name), train, validation, test, unit))
+        return folds
