@@ -48,6 +48,6 @@ def read_logbook(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Scalars as Python floats; what is not finite becomes text, because JSON has no word for it."""
+    """Scalars as Python floats; what is not finite becomes text: JSON has no word for it."""
     values = {name: float(value) for name, value in metrics.items()}
     return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # type: ignore[misc]

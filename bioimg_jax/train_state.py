@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bioimg_jax.mesh import Mesh, state_shardings
+from bioimg_jax.objectives import Objective
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +37,7 @@ class StateFactory:
 
     def __init__(
         self,
-        objective: Any,
-        encoder: Any,
+        objective: Objective,
         optimizer: optax.GradientTransformation,
         mesh: Mesh,
         *,
@@ -45,7 +45,7 @@ class StateFactory:
         fsdp: bool,
     ) -> None:
         def init(key: jax.Array) -> TrainState:
-            params, state = objective.init(key, encoder)
+            params, state = objective.init(key)
             return TrainState(jnp.int32(0), params, optimizer.init(params), state)
 
         key = initial_key(seed)

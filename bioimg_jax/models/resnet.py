@@ -1,0 +1,93 @@
+"""Residual networks (He et al., arXiv 1512.03385) in the v1.5 form: stride in the 3 x 3."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+# Depth -> blocks a stage, factor from a block's inner width to its output (1: basic block).
+DEPTHS = {18: ((2, 2, 2, 2), 1), 34: ((3, 4, 6, 3), 1), 50: ((3, 4, 6, 3), 4)}
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, padded to keep the size, then BatchNorm; [b, h, w, c]."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, stride: int, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        pad = size // 2
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=stride,
+            padding=[(pad, pad), (pad, pad)],
+            use_bias=False,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return self.norm(self.conv(x), use_running_average=not train)
+
+
+class ResidualBlock(nnx.Module):
+    """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block."""
+
+    def __init__(
+        self, inputs: int, inner: int, expansion: int, stride: int, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        outputs = inner * expansion
+        if expansion == 1:
+            shapes = [(inputs, inner, 3, stride), (inner, outputs, 3, 1)]
+        else:
+            shapes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)]
+        # Named, not listed: integer keys come back from a checkpoint as text, in text order.
+        self.conv_names = tuple(f"conv{i + 1}" for i in range(len(shapes)))
+        for name, shape in zip(self.conv_names, shapes, strict=True):
+            setattr(self, name, ConvNorm(*shape, dtype, rngs))
+        self.shortcut = (
+            ConvNorm(inputs, outputs, 1, stride, dtype, rngs)
+            if inputs != outputs or stride != 1
+            else None
+        )
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        skip = x if self.shortcut is None else self.shortcut(x, train)
+        for name in self.conv_names[:-1]:
+            x = jax.nn.relu(getattr(self, name)(x, train))
+        return jax.nn.relu(getattr(self, self.conv_names[-1])(x, train) + skip)
+
+
+class ResNet(nnx.Module):
+    """Images [b, h, w, c] -> the outputs of the four stages, each [b, h_i, w_i, d_i]."""
+
+    def __init__(self, *, n_channels: int, depth: int, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.dtype = dtype
+        self.stem = ConvNorm(n_channels, STAGE_WIDTHS[0], 7, 2, dtype, rngs)
+        counts, expansion = DEPTHS[depth]
+        width = STAGE_WIDTHS[0]
+        stages = []
+        for i, (inner, count) in enumerate(zip(STAGE_WIDTHS, counts, strict=True)):
+            names = []
+            for j in range(count):
+                stride = 2 if i and not j else 1
+                names.append(f"stage{i + 1}_block{j + 1}")
+                block = ResidualBlock(width, inner, expansion, stride, dtype, rngs)
+                setattr(self, names[-1], block)
+                width = inner * expansion
+            stages.append(tuple(names))
+        self.stage_names = tuple(stages)
+
+    def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
+        x = jax.nn.relu(self.stem(images.astype(self.dtype), train))
+        x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        outputs = []
+        for names in self.stage_names:
+            for name in names:
+                x = getattr(self, name)(x, train)
+            outputs.append(x)
+        return tuple(outputs)

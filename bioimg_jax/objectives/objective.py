@@ -1,0 +1,74 @@
+"""The contract every objective keeps, and the table from a config to one."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from bioimg_jax.errors import InputError
+from bioimg_jax.models import Encoder
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Aux:
+    """What a loss says beside its value."""
+
+    metrics: dict[str, jax.Array]  # scalars for the logbook
+    updates: Any  # what `after_step` needs: new running statistics, centres
+
+
+class Objective(Protocol):
+    """A self-supervised task around one encoder. Holds no arrays and no randomness.
+
+    `separable_over_batch`: the loss of a batch is the mean of its examples' losses. False
+    (contrastive losses, batch statistics) refuses gradient accumulation.
+    """
+
+    encoder: Encoder
+    separable_over_batch: bool
+
+    def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(params, state): params["encoder"] are the encoder's, state["stats"] its statistics."""
+        ...
+
+    def views(self, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """Inputs of the loss, each with the leading axis b of the *global* batch.
+
+        Standardises and augments on the device, and makes every random draw that belongs to an
+        example, so that neither devices nor accumulation change what an example sees.
+        """
+        ...
+
+    def loss(
+        self, params: Any, state: Any, inputs: Mapping[str, jax.Array], *, key: jax.Array, step: Any
+    ) -> tuple[jax.Array, Aux]:
+        """Mean loss over the examples given, a float32 scalar."""
+        ...
+
+    def after_step(self, state: Any, aux: Aux, params: Any, step: Any) -> Any:
+        """The next state, once an optimiser step: statistics, teachers, centres."""
+        ...
+
+
+def build_objective(config: Mapping[str, Any], encoder: Encoder) -> Objective:
+    """The objective of a config {"name": ..., keyword arguments of its class}."""
+    from bioimg_jax.objectives.mae import Mae
+
+    classes: dict[str, Any] = {"mae": Mae}
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name not in classes:
+        raise InputError(f"objective.name: {name!r}{_closest(str(name), list(classes))}")
+    known = [field.name for field in dataclasses.fields(classes[name]) if field.name != "encoder"]
+    for key in arguments:
+        if key not in known:
+            raise InputError(f"objective.{key}: unknown for {name}{_closest(key, known)}")
+    return classes[name](encoder=encoder, **arguments)
+
+
+def _closest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
