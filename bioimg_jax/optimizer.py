@@ -9,6 +9,7 @@ import optax
 from bioimg_jax.errors import InputError
 
 Schedule = Callable[[Any], Any]
+Optimizer = optax.GradientTransformation
 
 
 def decays(params: Any) -> Any:
@@ -25,7 +26,7 @@ def _name(entry: Any) -> str:
 
 def build_optimizer(
     config: Mapping[str, Any], *, batch_size: int, steps: int
-) -> tuple[optax.GradientTransformation, Schedule]:
+) -> tuple[Optimizer, Schedule]:
     """The optimiser and its learning-rate schedule (step -> rate).
 
     `config.learning_rate` is per 256 images (linear scaling rule, Goyal et al., arXiv 1706.02677);
@@ -54,3 +55,11 @@ def build_optimizer(
         mask=decays,
     )
     return optax.chain(*clip, adamw), schedule
+
+
+def update(
+    optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any, jax.Array]:
+    """One step: (new params, new optimiser state, global norm of the gradients before clipping)."""
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, optax.global_norm(gradients)

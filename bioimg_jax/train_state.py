@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bioimg_jax.mesh import Mesh, state_shardings
 from bioimg_jax.objectives import Objective
+from bioimg_jax.optimizer import Optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +38,7 @@ class StateFactory:
     def __init__(
         self,
         objective: Objective,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         mesh: Mesh,
         *,
         seed: int,

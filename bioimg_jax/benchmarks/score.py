@@ -27,7 +27,7 @@ class Score:
     kind: str
     block: str
     pooling: str
-    seed: int
+    seed: int | None  # None: seeds averaged
     value: float
     per_unit: dict[str, float]
     interval: tuple[float, float] | None

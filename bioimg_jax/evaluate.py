@@ -1,0 +1,514 @@
+"""The one evaluation: representations x targets -> scores beside their floors -> results.json."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bioimg_jax import mesh as meshes
+from bioimg_jax.benchmarks.classification import SELECTED, classification_scores
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.checkpoint import Checkpoints
+from bioimg_jax.data.dataset import Dataset
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.pipeline import evaluation_batches
+from bioimg_jax.data.splits import Fold
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.table import FeatureTable, read_table, write_table
+from bioimg_jax.models import build_encoder
+from bioimg_jax.representations.encoder import EncoderRepresentation
+from bioimg_jax.representations.pixels import PixelRepresentation
+from bioimg_jax.representations.representation import Representation, stream_features
+from bioimg_jax.statistics.audit import audit
+from bioimg_jax.statistics.intervals import t_interval, train_overlap
+from bioimg_jax.train import Config, Preempted, Probe, Run, StopSignal
+from bioimg_jax.train_state import TrainState
+
+SCHEMA_VERSION = 1
+EXAMPLES_SHOWN = 6
+PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
+# Random initialisations must not share their draws with a training run of a small seed.
+UNTRAINED_STREAM = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A representation to score: made when its turn comes, so that one is in memory at a time."""
+
+    name: str
+    kind: str
+    seed: int
+    exposure: str
+    make: Callable[[], Representation]
+    group: str = ""  # seeds of one group are averaged too
+    folds: Mapping[str, Sequence[int]] | None = None  # target -> the folds it may be scored on
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def evaluate(
+    run: Run, dataset: Dataset, workdir: Path, *, inductive: tuple[Path, Fold] | None = None
+) -> dict[str, Any]:
+    """Scores every representation on every target and writes results.json and examples.npz.
+
+    Finished feature tables are used again. `inductive`: the work directory of a second training
+    without the test unit of one fold of the primary target, and that fold. Returns the results.
+    """
+    settings = run.config["evaluate"]
+    targets = dataset.declaration.targets
+    rows = _rows(dataset, settings["max_examples"], run.config["seed"])
+    folds = {target.name: restrict(dataset.folds(target.name), rows) for target in targets}
+    layers = settings["blocks"] * len(_poolings(settings))
+    candidates = _candidates(run, dataset, workdir, inductive)
+    strengths = _strengths(settings)
+    fits = sum(len(part) for part in folds.values()) * len(candidates) * layers * len(strengths)
+    print(
+        f"evaluating {len(candidates)} representations on {len(targets)} targets, "
+        f"{len(rows):,} images; at most {fits:,} probe fits",
+        file=sys.stderr,
+    )
+    start = time.monotonic()
+    scores: list[Score] = []
+    tables = workdir / "features"
+    tables.mkdir(exist_ok=True)
+    with StopSignal() as stop:
+        for i, candidate in enumerate(candidates):
+            table = _table(run, dataset, rows, candidate, tables)
+            for target in targets:
+                allowed = (candidate.folds or {}).get(target.name)
+                if candidate.folds is not None and allowed is None:
+                    continue
+                chosen = folds[target.name]
+                scores += classification_scores(
+                    table,
+                    chosen if allowed is None else [chosen[j] for j in allowed],
+                    target,
+                    representation=candidate.name,
+                    kind=candidate.kind,
+                    seed=candidate.seed,
+                    exposure=candidate.exposure,
+                    strengths=strengths,
+                    settings={
+                        "content_hash": dataset.content_hash,
+                        "n_images": len(rows),
+                        "group": candidate.group,
+                        **candidate.settings,
+                    },
+                    permute_labels_seed=(
+                        run.config["seed"] if settings["permute_labels"] else None
+                    ),
+                )
+            elapsed = time.monotonic() - start
+            left = elapsed / (i + 1) * (len(candidates) - i - 1)
+            print(
+                f"{candidate.name} ({i + 1}/{len(candidates)})  "
+                f"{int(left) // 60}:{int(left) % 60:02d} left",
+                file=sys.stderr,
+            )
+            if stop.received:
+                raise Preempted("stopped while evaluating; finished feature tables are kept")
+    scores += averaged_over_seeds(scores, folds)
+    audits = {
+        target.name: audit(dataset.metadata.iloc[rows].reset_index(drop=True),
+                           folds[target.name], target)
+        for target in targets
+    }  # fmt: skip
+    scores = [
+        dataclasses.replace(score, verdict=audits[score.target]["verdict"]) for score in scores
+    ]
+    _write_examples(run, dataset, workdir)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "data": {
+            "name": dataset.declaration.name,
+            "content_hash": dataset.content_hash,
+            "channels": list(dataset.declaration.channels),
+            "n_examples": len(dataset),
+            "n_evaluated": len(rows),
+            "n_pretraining": len(dataset.pretraining_indices()),
+            "splits": {
+                target.name: {
+                    fold.name: {
+                        "train": len(fold.train),
+                        "validation": len(fold.validation),
+                        "test": len(fold.test),
+                    }
+                    for fold in folds[target.name]
+                }
+                for target in targets
+            },
+        },
+        "targets": [
+            _about(target, dataset, rows, folds, audits[target.name]) for target in targets
+        ],
+        "scores": [score.to_row() for score in scores],
+    }
+    return results
+
+
+def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
+    """Scores the encoder on the primary target as it is at a step of the training.
+
+    A small subset and one layer: a curve to watch, beside the results and never in their place.
+    """
+    target = dataset.declaration.targets[0]
+    limit = run.config["evaluate"]["probe_examples"]
+    rows = _rows(dataset, limit, run.config["seed"], [target])
+    folds = restrict(dataset.folds(target.name), rows)
+
+    def probe(step: int, state: TrainState) -> list[dict[str, Any]]:
+        variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
+        representation = EncoderRepresentation(
+            "probe", "trained", run.encoder, variables, blocks=1, poolings=("mean",)
+        )
+        path = workdir / "features" / ".probe.h5ad"
+        path.parent.mkdir(exist_ok=True)
+        table = _extract(run, dataset, rows, representation, path, {"step": step})
+        scores = classification_scores(
+            table,
+            folds,
+            target,
+            representation="probe",
+            kind="trained",
+            seed=run.config["seed"],
+            exposure="",
+            strengths=PROBE_STRENGTHS,
+        )
+        path.unlink()
+        score = scores[-1]
+        entry = {
+            "target": target.name,
+            "metric": score.metric,
+            "value": score.value,
+            "chance": score.chance,
+            "layer": "final/mean",
+            "n_images": len(rows),
+        }
+        return [{"step": step, "probe": entry}]
+
+    return probe
+
+
+def restrict(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
+    """Folds of example indices -> folds of positions in `rows` (ascending example indices)."""
+
+    def positions(part: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.isin(rows, part))
+
+    return [
+        dataclasses.replace(
+            fold,
+            train=positions(fold.train),
+            validation=positions(fold.validation),
+            test=positions(fold.test),
+        )
+        for fold in folds
+    ]
+
+
+def averaged_over_seeds(
+    scores: Sequence[Score], folds: Mapping[str, Sequence[Fold]]
+) -> list[Score]:
+    """One more score for every target and layer of a group: the mean of its seeds, unit by unit."""
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for score in scores:
+        if group := score.settings.get("group"):
+            groups.setdefault((group, score.target, score.block, score.pooling), []).append(score)
+    rows = []
+    for (group, target, _, _), members in groups.items():
+        if len(members) < 2:
+            continue
+        per_unit = {
+            unit: float(np.mean([member.per_unit[unit] for member in members]))
+            for unit in members[0].per_unit
+        }
+        values = [member.value for member in members]
+        overlap = train_overlap(
+            [fold.train for fold in folds[target]], [fold.test for fold in folds[target]]
+        )
+        rows.append(
+            dataclasses.replace(
+                members[0],
+                representation=group,
+                seed=None,
+                value=float(np.mean(values)),
+                per_unit=per_unit,
+                interval=t_interval(list(per_unit.values()), train_overlap=overlap),
+                other_metrics={},
+                settings={
+                    "group": group,
+                    "seeds": [member.seed for member in members],
+                    "seed_values": values,
+                    "seed_sd": float(np.std(values, ddof=1)),
+                },
+            )
+        )
+    return rows
+
+
+def _candidates(
+    run: Run, dataset: Dataset, workdir: Path, inductive: tuple[Path, Fold] | None
+) -> list[Candidate]:
+    config, settings = run.config, run.config["evaluate"]
+    encoder, seed = run.encoder, config["seed"]
+    seen = "images" if dataset.declaration.pretraining == "all" else "none"
+    trained_name = f"{config['objective']['name']}_{encoder.name}"
+    last = config["train"]["steps"]
+
+    def represent(name: str, kind: str, encoder: Any, variables: Any) -> Representation:
+        return EncoderRepresentation(
+            name,
+            kind,
+            encoder,
+            variables,
+            blocks=settings["blocks"],
+            poolings=[p for p in _poolings(settings) if p in encoder.pooled_keys],
+        )
+
+    def from_checkpoint(folder: Path, step: int, name: str, kind: str) -> Callable[[], Any]:
+        def make() -> Representation:
+            checkpoints = Checkpoints(folder / "checkpoints", run.meta())
+            try:
+                state = checkpoints.restore(step, run.states.abstract)
+            finally:
+                checkpoints.close()
+            variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
+            return represent(name, kind, encoder, variables)
+
+        return make
+
+    def at_random(name: str, encoder: Any, number: int) -> Callable[[], Any]:
+        def make() -> Representation:
+            key = jax.random.key(UNTRAINED_STREAM + number)
+            return represent(name, "untrained", encoder, jax.jit(encoder.init)(key))
+
+        return make
+
+    candidates = [
+        Candidate(
+            trained_name,
+            "trained",
+            seed,
+            seen,
+            from_checkpoint(workdir, last, trained_name, "trained"),
+            settings={"step": last},
+        ),
+        Candidate(
+            f"{trained_name}_step0",
+            "untrained",
+            seed,
+            "none",
+            from_checkpoint(workdir, 0, f"{trained_name}_step0", "untrained"),
+            settings={"step": 0},
+        ),
+    ]
+    group = f"{encoder.name}_random"
+    for number in range(1, settings["untrained_seeds"] + 1):
+        name = f"{group}_{number}"
+        candidates.append(
+            Candidate(
+                name, "untrained", number, "none", at_random(name, encoder, number), group=group
+            )
+        )
+    if settings["resnet18"]:
+        resnet = build_encoder({"name": "resnet", "depth": 18, "channels": run.channels})
+        candidates.append(
+            Candidate(
+                "resnet18_random", "untrained", 0, "none", at_random("resnet18_random", resnet, 0)
+            )
+        )
+    candidates.append(
+        Candidate("pixels", "pixels", 0, "none", lambda: PixelRepresentation(run.channels))
+    )
+    if inductive is not None:
+        folder, held_out = inductive
+        primary = dataset.declaration.targets[0].name
+        numbers = [i for i, fold in enumerate(dataset.folds(primary)) if fold.name == held_out.name]
+        name = f"{trained_name}_inductive"
+        candidates.append(
+            Candidate(
+                name,
+                "trained",
+                seed,
+                "none",
+                from_checkpoint(folder, last, name, "trained"),
+                folds={primary: numbers},
+                settings={"step": last, "held_out": held_out.name},
+            )
+        )
+    return candidates
+
+
+def _rows(
+    dataset: Dataset, limit: int, seed: int, targets: Sequence[Target] | None = None
+) -> np.ndarray:
+    """Example indices that some fold of the targets uses, ascending; at most `limit` of them."""
+    chosen = dataset.declaration.targets if targets is None else targets
+    used = [
+        part
+        for target in chosen
+        for fold in dataset.folds(target.name)
+        for part in (fold.train, fold.validation, fold.test)
+    ]
+    if not used:
+        raise InputError(f"data set {dataset.declaration.name!r} declares no target to evaluate")
+    rows = np.unique(np.concatenate(used))
+    if limit and len(rows) > limit:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    return rows
+
+
+def _table(
+    run: Run, dataset: Dataset, rows: np.ndarray, candidate: Candidate, folder: Path
+) -> FeatureTable:
+    """The candidate's feature table, from disk if it is there and was made of the same things."""
+    path = folder / f"{candidate.name}.h5ad"
+    provenance = {
+        "representation": candidate.name,
+        "kind": candidate.kind,
+        "seed": candidate.seed,
+        "data": dataset.content_hash,
+        "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "config": json.loads(json.dumps(run.config)),
+        **candidate.settings,
+    }
+    if path.exists():
+        try:
+            table = read_table(path)
+        except InputError:
+            table = None  # damaged: made again
+        if table is not None and table.provenance == provenance:
+            return table
+    return _extract(run, dataset, rows, candidate.make(), path, provenance)
+
+
+def _extract(
+    run: Run,
+    dataset: Dataset,
+    rows: np.ndarray,
+    representation: Representation,
+    path: Path,
+    provenance: dict[str, Any],
+) -> FeatureTable:
+    settings, mesh = run.config["evaluate"], run.mesh
+
+    def batches() -> Iterator[dict[str, Any]]:
+        stream = evaluation_batches(
+            dataset,
+            rows,
+            batch_size=settings["batch_size"],
+            crop_px=run.config["data"]["crop_px"],
+        )
+        for batch in stream:
+            yield {**batch, "image": meshes.to_global({"image": batch["image"]}, mesh)["image"]}
+
+    layers = representation.layers
+    write_table(
+        path,
+        dataset.metadata.iloc[rows].reset_index(drop=True),
+        layers,
+        next(reversed(layers)),
+        stream_features(representation, batches()),
+        provenance,
+        dtype=representation.dtype,
+    )
+    return read_table(path)
+
+
+def _about(
+    target: Target,
+    dataset: Dataset,
+    rows: np.ndarray,
+    folds: Mapping[str, Sequence[Fold]],
+    audited: dict[str, Any],
+) -> dict[str, Any]:
+    used = np.unique(np.concatenate(
+        [p for f in folds[target.name] for p in (f.train, f.validation, f.test)]
+    ))  # fmt: skip
+    labels = dataset.metadata[target.column].iloc[rows[used]]
+    return {
+        "name": target.name,
+        "column": target.column,
+        "unit": list(target.unit),
+        "n_classes": int(labels.nunique()),
+        "n_examples": len(used),
+        "nuisance": target.nuisance,
+        "verdict": audited["verdict"],
+        "reason": audited["reason"],
+        "audit": audited,
+    }
+
+
+def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
+    """Pictures of what the objective makes of a few images, if it makes pictures."""
+    reconstruct = getattr(run.objective, "reconstruct", None)
+    if reconstruct is None:
+        return
+    primary = dataset.folds(dataset.declaration.targets[0].name)[0].test
+    chosen = primary[np.linspace(0, len(primary) - 1, EXAMPLES_SHOWN).astype(int)]
+    stream = evaluation_batches(
+        dataset, chosen, batch_size=EXAMPLES_SHOWN, crop_px=run.config["data"]["crop_px"]
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", run.meta())
+    try:
+        state = checkpoints.restore(run.config["train"]["steps"], run.states.abstract)
+    finally:
+        checkpoints.close()
+    batch = {"image": np.asarray(next(stream)["image"])}
+    inputs = run.objective.views(batch, jax.random.key(run.config["seed"]))
+    pictures = jax.jit(reconstruct)(state.params, state.objective, inputs)
+    temporary = workdir / "examples.tmp.npz"
+    np.savez_compressed(temporary, **{k: np.asarray(v, np.float32) for k, v in pictures.items()})
+    os.replace(temporary, workdir / "examples.npz")
+
+
+def _poolings(settings: Config) -> tuple[str, ...]:
+    return tuple(part.strip() for part in settings["poolings"].split(",") if part.strip())
+
+
+def _strengths(settings: Config) -> tuple[float, ...]:
+    try:
+        strengths = tuple(float(part) for part in settings["strengths"].split(","))
+    except ValueError:
+        raise InputError(
+            f"evaluate.strengths: {settings['strengths']!r}, expected numbers with commas between"
+        ) from None
+    if not all(strength > 0 for strength in strengths):
+        raise InputError(f"evaluate.strengths: {settings['strengths']!r}, expected all above zero")
+    return strengths
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The short table a run ends with: the layer chosen on validation, every target."""
+    lines = []
+    for target in results["targets"]:
+        rows = [
+            row
+            for row in results["scores"]
+            if row["target"] == target["name"]
+            and row["block"] in (SELECTED, "pixels")
+            and not (row["settings"].get("group") and row["seed"] is not None)
+        ]
+        if not rows:
+            continue
+        note = (
+            "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
+        ) or "floors below"
+        lines.append(
+            f"\n{target['name']}: {rows[0]['metric']}, {target['n_classes']} classes, "
+            f"chance {rows[0]['chance']:.3f} ({note})"
+        )
+        for row in rows:
+            interval = row["interval"]
+            shown = "no interval" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+            spread = row["settings"].get("seed_sd")
+            seeds = "" if spread is None else f"  sd over seeds {spread:.3f}"
+            lines.append(f"  {row['representation']:<24} {row['value']:.3f}  {shown}{seeds}")
+    return "\n".join(lines)

@@ -1,0 +1,359 @@
+"""The one training loop: any objective, any encoder, any mesh."""
+
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bioimg_jax import mesh as meshes
+from bioimg_jax import optimizer as optimizers
+from bioimg_jax.checkpoint import Checkpoints
+from bioimg_jax.data.dataset import Dataset
+from bioimg_jax.data.pipeline import train_batches
+from bioimg_jax.data.splits import Fold
+from bioimg_jax.errors import InputError
+from bioimg_jax.logbook import Logbook, plain
+from bioimg_jax.mesh import Mesh
+from bioimg_jax.models import Encoder, build_encoder
+from bioimg_jax.objectives import Objective, build_objective
+from bioimg_jax.train_state import StateFactory, TrainState, step_key
+
+Config = Mapping[str, Any]
+Probe = Callable[[int, TrainState], list[dict[str, Any]]]  # logbook entries at a step
+
+
+class Preempted(Exception):
+    """A signal asked the run to stop; what is done is saved."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """Everything a config stands for, before any array exists."""
+
+    config: Config
+    channels: tuple[str, ...]
+    mesh: Mesh
+    encoder: Encoder
+    objective: Objective
+    optimizer: optimizers.Optimizer
+    schedule: optimizers.Schedule
+    states: StateFactory
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint's parameters belong to."""
+        return {
+            "encoder": self.encoder.config,
+            "objective": dict(self.config["objective"]),
+            "channels": list(self.channels),
+        }
+
+
+def build_run(config: Config, channels: tuple[str, ...]) -> Run:
+    """Encoder, objective, optimiser and state shapes of a config; `InputError` names the key."""
+    settings = config["train"]
+    for key, lowest in (
+        ("batch_size", 1),
+        ("steps", 1),
+        ("log_every_steps", 1),
+        ("accumulation", 1),
+    ):
+        if settings[key] < lowest:
+            raise InputError(f"train.{key}: {settings[key]}, expected at least {lowest}")
+    mesh = meshes.make_mesh(model=config["mesh"]["model"], devices=config["mesh"]["devices"])
+    n_data, accumulation = mesh.shape["data"], settings["accumulation"]
+    if settings["batch_size"] % (n_data * accumulation):
+        raise InputError(
+            f"train.batch_size: {settings['batch_size']} is no multiple of the {n_data} devices "
+            f"of the data axis times train.accumulation ({accumulation})"
+        )
+    encoder = build_encoder({**config["encoder"], "channels": channels})
+    objective = build_objective(config["objective"], encoder)
+    if accumulation > 1 and not objective.separable_over_batch:
+        raise InputError(
+            f"train.accumulation: {accumulation}, but objective {config['objective']['name']} "
+            "compares the examples of a batch; expected 1"
+        )
+    optimizer, schedule = optimizers.build_optimizer(
+        config["optimizer"], batch_size=settings["batch_size"], steps=settings["steps"]
+    )
+    states = StateFactory(
+        objective, optimizer, mesh, seed=config["seed"], fsdp=config["mesh"]["fsdp"]
+    )
+    return Run(config, tuple(channels), mesh, encoder, objective, optimizer, schedule, states)
+
+
+def make_step(run: Run) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted update. Its random draws depend on the seed and the step number alone."""
+    objective, accumulation = run.objective, run.config["train"]["accumulation"]
+    seed = run.config["seed"]
+
+    def gradients(state: TrainState, inputs: Any, key: jax.Array) -> Any:
+        def loss(params: Any, inputs: Any, key: jax.Array) -> Any:
+            return objective.loss(params, state.objective, inputs, key=key, step=state.step)
+
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+        if accumulation == 1:
+            return differentiate(state.params, inputs, key)
+
+        # Micro-batch i takes rows i, i + a, ...: every device keeps the rows it has.
+        micro = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), inputs
+        )
+        keys = jax.random.split(key, accumulation)
+        shapes = jax.eval_shape(
+            differentiate, state.params, jax.tree.map(lambda x: x[0], micro), keys[0]
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def add(total: Any, part: Any) -> Any:
+            out = differentiate(state.params, *part)
+            return jax.tree.map(lambda t, o: t + o / accumulation, total, out), None
+
+        return jax.lax.scan(add, zeros, (micro, keys))[0]
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        views_key, loss_key = jax.random.split(step_key(seed, state.step))
+        # Views are made for the global batch, before it is cut into micro-batches.
+        inputs = objective.views(batch, views_key)
+        (loss, aux), gradient = gradients(state, inputs, loss_key)
+        params, opt_state, norm = optimizers.update(
+            run.optimizer, gradient, state.opt_state, state.params
+        )
+        metrics = {
+            "loss": loss,
+            "learning_rate": jnp.asarray(run.schedule(state.step), jnp.float32),
+            "gradient_norm": norm,
+            **aux.metrics,
+        }
+        kept = objective.after_step(state.objective, aux, params, state.step)
+        return TrainState(state.step + 1, params, opt_state, kept), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(run.states.shardings, meshes.batch_sharding(run.mesh)),
+        out_shardings=(run.states.shardings, None),
+        donate_argnums=0,
+    )
+
+
+def training_stream(
+    run: Run, dataset: Dataset, hold_out: Fold | None, start_step: int
+) -> Iterator[dict[str, Any]]:
+    """Batches of this process from step `start_step` on."""
+    data = run.config["data"]
+    return train_batches(
+        dataset,
+        dataset.pretraining_indices(hold_out),
+        batch_size=run.config["train"]["batch_size"],
+        crop_px=data["crop_px"],
+        flips=data["flips"],
+        rotations=data["rotations"],
+        seed=run.config["seed"],
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def train(
+    run: Run,
+    dataset: Dataset,
+    workdir: Path,
+    *,
+    hold_out: Fold | None = None,
+    probe: Probe | None = None,
+) -> None:
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    Args:
+      hold_out: units tested by this fold are not seen (`Dataset.pretraining_indices`).
+      probe: called every `train.probe_every_steps`; its entries go into the logbook.
+
+    Raises:
+      Preempted: SIGTERM or SIGINT came; the step reached is saved.
+      InputError: the loss is not finite; the message names the step.
+    """
+    settings = run.config["train"]
+    steps, log_every = settings["steps"], settings["log_every_steps"]
+    logbook = Logbook(workdir / "logbook.jsonl")
+    checkpoints = Checkpoints(workdir / "checkpoints", run.meta())
+    try:
+        state = checkpoints.restore_latest(run.states.abstract)
+        if state is None:
+            state = run.states.initial()
+            checkpoints.save(0, state)
+        start = int(state.step)
+        logbook.rewind(start)
+        if start >= steps:
+            return
+        if start:
+            print(f"going on from step {start}", file=sys.stderr)
+        elif probe is not None and settings["probe_every_steps"]:
+            for entry in probe(0, state):
+                logbook.write(**entry)
+        with jax.set_mesh(run.mesh), StopSignal() as stop:
+            update = make_step(run)
+            batches = training_stream(run, dataset, hold_out, start)
+            meter = _Meter(start, steps, settings["batch_size"])
+            unread: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose loss nobody saw
+            for step in range(start + 1, steps + 1):
+                with meter.waiting():
+                    batch = meshes.to_global({"image": next(batches)["image"]}, run.mesh)
+                state, metrics = update(state, batch)
+                if unread:  # at most one step runs ahead of the host
+                    unread[-1][1]["loss"].block_until_ready()
+                unread.append((step, metrics))
+                leaving = stop.requested(step, checkpoints) or step == steps
+                save = leaving or step % settings["save_every_steps"] == 0
+                if step % log_every == 0 or save:
+                    values = _read(unread)
+                    unread = []
+                    if step % log_every == 0 or step == steps:
+                        logbook.write(step=step, **plain(values), **meter.rates(step))
+                        meter.show(step, values["loss"])
+                if (
+                    probe is not None
+                    and settings["probe_every_steps"]
+                    and (step % settings["probe_every_steps"] == 0 or step == steps)
+                ):
+                    with meter.paused():
+                        for entry in probe(step, state):
+                            logbook.write(**entry)
+                if save:
+                    checkpoints.save(step, state)
+                if leaving and step < steps:
+                    checkpoints.wait()
+                    raise Preempted(f"stopped at step {step} of {steps} and saved")
+            meter.finish()
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
+def memory_estimate(run: Run) -> dict[str, int]:
+    """Bytes a training step needs on each device, from the compiled program."""
+    crop, batch_size = run.config["data"]["crop_px"], run.config["train"]["batch_size"]
+    shape = (batch_size, crop, crop, len(run.channels))
+    image = jax.ShapeDtypeStruct(shape, jnp.uint16, sharding=meshes.batch_sharding(run.mesh))
+    with jax.set_mesh(run.mesh):
+        compiled = make_step(run).lower(run.states.abstract, {"image": image}).compile()
+    analysis = compiled.memory_analysis()
+    return {
+        "arguments": int(analysis.argument_size_in_bytes),
+        "temporary": int(analysis.temp_size_in_bytes),
+    }
+
+
+def _read(unread: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, Any]:
+    """The newest step's metrics, after a look at every loss since the last time."""
+    losses = jax.device_get([metrics["loss"] for _, metrics in unread])
+    bad = [step for (step, _), loss in zip(unread, losses, strict=True) if not math.isfinite(loss)]
+    if bad:
+        several = f" to {bad[-1]}" if len(bad) > 1 else ""
+        raise InputError(
+            f"the loss is not finite at step {bad[0]}{several}; the last checkpoint is before it: "
+            "lower optimizer.learning_rate or set optimizer.clip_norm"
+        )
+    return jax.device_get(unread[-1][1])
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT, so that the loop can save before it leaves."""
+
+    def __enter__(self) -> "StopSignal":
+        self.received = False
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def requested(self, step: int, checkpoints: Checkpoints) -> bool:
+        """The same answer on every process of a run."""
+        if jax.process_count() > 1:
+            return checkpoints.reached_preemption(step)
+        return self.received
+
+
+class _Meter:
+    """Rates for the logbook, and a line on stderr with the time left."""
+
+    def __init__(self, start: int, steps: int, batch_size: int) -> None:
+        self._first, self._steps, self._batch_size = start, steps, batch_size
+        self._begin = self._since = time.monotonic()
+        self._last_step, self._waited = start, 0.0
+        self._shown = 0.0
+        self._rates: dict[str, float] = {}
+        self._terminal = sys.stderr.isatty()
+
+    def waiting(self) -> "_Clock":
+        return _Clock(self._add_wait)
+
+    def paused(self) -> "_Clock":
+        return _Clock(self._skip)
+
+    def _add_wait(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def _skip(self, seconds: float) -> None:
+        self._since += seconds
+        self._begin += seconds
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Since the last call: images/s, and the share of the time spent waiting for data."""
+        now = time.monotonic()
+        elapsed = max(now - self._since, 1e-9)
+        self._rates = {
+            "images_per_s": (step - self._last_step) * self._batch_size / elapsed,
+            "data_wait_share": min(self._waited / elapsed, 1.0),
+        }
+        self._since, self._last_step, self._waited = now, step, 0.0
+        return self._rates
+
+    def show(self, step: int, loss: float) -> None:
+        now = time.monotonic()
+        if step < self._steps and now - self._shown < (0.5 if self._terminal else 10.0):
+            return
+        self._shown = now
+        left = (now - self._begin) / (step - self._first) * (self._steps - step)
+        line = (
+            f"step {step}/{self._steps}  loss {loss:.4f}  "
+            f"{self._rates['images_per_s']:,.0f} images/s  "
+            f"data wait {self._rates['data_wait_share']:.0%}  "
+            f"{int(left) // 60}:{int(left) % 60:02d} left"
+        )
+        start, end = ("\r", "\x1b[K") if self._terminal else ("", "\n")
+        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        if self._terminal:
+            print(file=sys.stderr)
+
+
+class _Clock:
+    """Tells a listener how long its block took."""
+
+    def __init__(self, listener: Callable[[float], None]) -> None:
+        self._listener = listener
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._listener(time.monotonic() - self._start)
