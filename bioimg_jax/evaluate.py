@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bioimg_jax import mesh as meshes
@@ -461,11 +462,12 @@ def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
         state = checkpoints.restore(run.config["train"]["steps"], run.states.abstract)
     finally:
         checkpoints.close()
-    batch = {"image": np.asarray(next(stream)["image"])}
+    batch = {"image": jnp.asarray(next(stream)["image"])}
     inputs = run.objective.views(batch, jax.random.key(run.config["seed"]))
     pictures = jax.jit(reconstruct)(state.params, state.objective, inputs)
     temporary = workdir / "examples.tmp.npz"
-    np.savez_compressed(temporary, **{k: np.asarray(v, np.float32) for k, v in pictures.items()})
+    arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
+    np.savez_compressed(temporary, **arrays)
     os.replace(temporary, workdir / "examples.npz")
 
 

@@ -132,6 +132,7 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
     from bioimg_jax import evaluate, train
     from bioimg_jax.data.dataset import open_dataset
     from bioimg_jax.prepare import prepare
+    from bioimg_jax.train_state import count_parameters
 
     start = time.time()
     data = config["data"]
@@ -185,7 +186,7 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
                 "train_s": round(trained_s, 1),
                 "seed": config["seed"],
                 "images_seen": settings["steps"] * settings["batch_size"],
-                "n_params": train.count_parameters(setup.states.abstract.params["encoder"]),
+                "n_params": count_parameters(setup.states.abstract.params["encoder"]),
                 "exposure": "images" if dataset.declaration.pretraining == "all" else "none",
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "jax": jax.__version__,
@@ -202,6 +203,7 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
 
 def _print_dry_run(setup: Any, dataset: Any) -> None:
     from bioimg_jax import train
+    from bioimg_jax.train_state import count_parameters
 
     print(json.dumps(setup.config, indent=2))
     print(f"data: {len(dataset):,} images in {dataset.directory}")
@@ -214,10 +216,8 @@ def _print_dry_run(setup: Any, dataset: Any) -> None:
                 f"{len(fold.validation):,} validation, {len(fold.test):,} test"
             )
     params = setup.states.abstract.params
-    parts = ", ".join(
-        f"{name} {train.count_parameters(part):,}" for name, part in sorted(params.items())
-    )
-    print(f"parameters: {train.count_parameters(params):,} ({parts})")
+    parts = ", ".join(f"{name} {count_parameters(part):,}" for name, part in sorted(params.items()))
+    print(f"parameters: {count_parameters(params):,} ({parts})")
     memory = train.memory_estimate(setup)
     print(
         f"memory of a training step per device: {sum(memory.values()) / 2**20:,.0f} MiB "

@@ -1,7 +1,7 @@
 """AdamW with warm-up and cosine decay, as `optax` builds it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -9,7 +9,7 @@ import optax
 from bioimg_jax.errors import InputError
 
 Schedule = Callable[[Any], Any]
-Optimizer = optax.GradientTransformation
+Optimizer: TypeAlias = optax.GradientTransformation
 
 
 def decays(params: Any) -> Any:

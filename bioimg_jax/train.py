@@ -60,14 +60,9 @@ class Run:
 def build_run(config: Config, channels: tuple[str, ...]) -> Run:
     """Encoder, objective, optimiser and state shapes of a config; `InputError` names the key."""
     settings = config["train"]
-    for key, lowest in (
-        ("batch_size", 1),
-        ("steps", 1),
-        ("log_every_steps", 1),
-        ("accumulation", 1),
-    ):
-        if settings[key] < lowest:
-            raise InputError(f"train.{key}: {settings[key]}, expected at least {lowest}")
+    for key in ("batch_size", "steps", "accumulation", "log_every_steps", "save_every_steps"):
+        if settings[key] < 1:
+            raise InputError(f"train.{key}: {settings[key]}, expected at least 1")
     mesh = meshes.make_mesh(model=config["mesh"]["model"], devices=config["mesh"]["devices"])
     n_data, accumulation = mesh.shape["data"], settings["accumulation"]
     if settings["batch_size"] % (n_data * accumulation):
@@ -91,8 +86,11 @@ def build_run(config: Config, channels: tuple[str, ...]) -> Run:
     return Run(config, tuple(channels), mesh, encoder, objective, optimizer, schedule, states)
 
 
-def make_step(run: Run) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted update. Its random draws depend on the seed and the step number alone."""
+def make_step(run: Run) -> Any:
+    """The jitted update (state, batch) -> (state, metrics); the old state's memory is reused.
+
+    Its random draws depend on the seed and the step number alone.
+    """
     objective, accumulation = run.objective, run.config["train"]["accumulation"]
     seed = run.config["seed"]
 

@@ -208,7 +208,10 @@ def find_builder(name: str) -> type[ImageDatasetBuilder]:
 def load_builder(path: Path) -> type[ImageDatasetBuilder]:
     """The one `ImageDatasetBuilder` of a file, under a module name that no package can have."""
     module_name = f"bioimg_jax:{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    # Loaded as a package of its folder, so that `from .rendering import render` finds a file there.
+    spec = importlib.util.spec_from_file_location(
+        module_name, path, submodule_search_locations=[str(path.parent)]
+    )
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/mae_cells.py
+ARGS ?=
+bin := $(VENV)/bin
+
+.PHONY: run test test-peers lint
+
+# Trains, evaluates and reports; ARGS="--config.seed=1" changes the config.
+run: $(VENV)/.runtime
+	$(bin)/python -m bioimg_jax.main --config=$(CONFIG) $(ARGS)
+
+test: $(VENV)/.dev
+	$(bin)/python -m pytest -m "not peers and not gpu"
+
+# Parity with PyTorch and transformers.
+test-peers: $(VENV)/.peers
+	$(bin)/python -m pytest -m "peers and not gpu"
+
+lint: $(VENV)/.dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+define install
+	@start=$$(date +%s); $(bin)/python -m pip install --quiet --disable-pip-version-check -r $(1) \
+	  && touch $@ && echo "installed $(1) in $$(( $$(date +%s) - start )) s"
+endef
+
+$(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+	$(call install,requirements.txt)
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(call install,requirements-dev.txt)
+
+$(VENV)/.peers: requirements-peers.txt $(VENV)/.dev
+	$(call install,requirements-peers.txt)

@@ -1,0 +1,159 @@
+"""Work directory in, `report.html` out: one file, no network, no script."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from bioimg_jax.errors import InputError
+from bioimg_jax.logbook import read_logbook
+from bioimg_jax.report import figures
+
+SCHEMA_VERSION = 1
+# Charts show, of the many layers, the one that validation chose; a single layer has no choice.
+SELECTED = "selected"
+KIND_ORDER = ("trained", "imported", "untrained", "pixels")
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes `report.html` from config.json, logbook.jsonl, results.json and examples.npz.
+
+    The last is optional: not every objective draws pictures. Raises `InputError` that names a
+    missing or foreign file.
+    """
+    config, results = (_read_json(workdir / name) for name in ("config.json", "results.json"))
+    if results.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{workdir / 'results.json'} has schema_version {results.get('schema_version')!r}; "
+            f"expected {SCHEMA_VERSION}"
+        )
+    entries = read_logbook(workdir / "logbook.jsonl")
+    page = _environment().get_template("template.html").render(
+        title=f"{config.get('name', 'run')} on {results['data']['name']}",
+        results=results,
+        run=results["run"],
+        data=results["data"],
+        summary=_summary(results),
+        training=_training(entries),
+        pictures=_pictures(workdir / "examples.npz", results["data"]["channels"]),
+        targets=[_target(target, results["scores"]) for target in results["targets"]],
+        settings=_flatten(config),
+    )  # fmt: skip
+    path = workdir / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    return environment
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the report needs {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+
+
+def _training(entries: list[dict[str, Any]]) -> dict[str, str]:
+    logged = [entry for entry in entries if isinstance(entry.get("loss"), float)]
+    probes = [entry for entry in entries if "probe" in entry]
+    shown = {}
+    if logged:
+        shown["Loss and learning rate"] = figures.as_data_uri(figures.training_curves(logged))
+    if len(probes) > 1:
+        shown["Score of the frozen encoder on the way (a subset, one layer)"] = figures.as_data_uri(
+            figures.score_curve(probes)
+        )
+    return shown
+
+
+def _pictures(path: Path, channels: list[str]) -> str:
+    if not path.exists():
+        return ""
+    with np.load(path, allow_pickle=False) as arrays:
+        pictures = {name: arrays[name] for name in arrays.files}
+    return figures.as_data_uri(figures.reconstructions(pictures, channels), kind="png")
+
+
+def _target(target: Mapping[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
+    mine = [row for row in scores if row["target"] == target["name"]]
+    by_layer: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in mine:
+        by_layer.setdefault((row["representation"], row["seed"]), []).append(row)
+    shown = [
+        next((row for row in rows if row["block"] == SELECTED), rows[-1])
+        for rows in by_layer.values()
+    ]
+    # The single seeds of an average are in the table of all layers.
+    averaged = {row["representation"] for row in shown if row["seed"] is None}
+    shown = [
+        row
+        for row in shown
+        if row["seed"] is None or row["settings"].get("group", "") not in averaged
+    ]
+    shown.sort(key=lambda row: (_order(row["kind"]), row["representation"]))
+    chart = figures.as_data_uri(figures.target_chart(shown)) if shown else ""
+    return {"about": target, "shown": shown, "all": mine, "chart": chart}
+
+
+def _order(kind: str) -> int:
+    return KIND_ORDER.index(kind) if kind in KIND_ORDER else len(KIND_ORDER)
+
+
+def _summary(results: Mapping[str, Any]) -> list[str]:
+    """The outcome in sentences, without a word the statistics do not carry."""
+    run = results["run"]
+    sentences = [
+        f"An encoder was trained on {run['images_seen']:,} crops "
+        f"({results['data']['n_pretraining']:,} different images, no labels) and then frozen."
+    ]
+    for target in results["targets"]:
+        if target["nuisance"]:
+            continue
+        rows = _target_rows(results, target["name"])
+        trained = next((r for r in rows if r["kind"] == "trained"), None)
+        twin = next((r for r in rows if r["representation"].endswith("_step0")), None)
+        if trained is None or twin is None:
+            continue
+        sentence = (
+            f"{target['name']}: trained {trained['value']:.3f}, its own step-0 weights "
+            f"{twin['value']:.3f}, chance {trained['chance']:.3f} "
+            f"({trained['metric'].replace('_', ' ')})"
+        )
+        if target["verdict"]:
+            sentence += f" – {target['verdict']}"
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def _target_rows(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    return [r for r in results["scores"] if r["target"] == name and r["block"] == SELECTED]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
