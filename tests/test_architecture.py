@@ -1,0 +1,115 @@
+"""The rules of the house: who may import what, and that configs and commands exist."""
+
+import ast
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bioimg_jax.models import build_encoder
+from bioimg_jax.train import build_run
+
+ROOT = Path(__file__).resolve().parent.parent
+CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito")
+# Library -> where it may be imported (one door each).
+DOORS = {
+    "flax": ("bioimg_jax/models/",),
+    "optax": ("bioimg_jax/optimizer.py", "bioimg_jax/probes/"),
+    "orbax": ("bioimg_jax/checkpoint.py",),
+    "grain": ("bioimg_jax/data/",),
+    "tensorflow_datasets": ("bioimg_jax/data/", "bioimg_jax/prepare.py", "datasets/"),
+    "ml_collections": ("bioimg_jax/main.py", "configs/"),
+    "absl": ("bioimg_jax/main.py",),
+    "sklearn": ("bioimg_jax/probes/", "bioimg_jax/benchmarks/", "bioimg_jax/statistics/"),
+    "skimage": ("bioimg_jax/representations/",),
+    "anndata": ("bioimg_jax/features/", "datasets/"),
+    "matplotlib": ("bioimg_jax/report/",),
+    "jinja2": ("bioimg_jax/report/",),
+    # Nobody's: no TensorFlow, no pickle, no peers.
+    "tensorflow": (),
+    "pickle": (),
+    "torch": (),
+    "transformers": (),
+}
+
+
+def sources() -> list[Path]:
+    found = [p for top in ("bioimg_jax", "configs", "datasets") for p in (ROOT / top).rglob("*.py")]
+    assert len(found) > 40
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_libraries_come_in_by_their_own_door_only() -> None:
+    trespassers = [
+        f"{path.relative_to(ROOT)} imports {library}"
+        for path in sources()
+        for library in imported(path) & set(DOORS)
+        if not str(path.relative_to(ROOT)).startswith(DOORS[library])
+    ]
+    assert not trespassers
+
+
+def test_no_source_unpickles_or_evaluates_text() -> None:
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+
+
+@pytest.mark.parametrize("module", ["bioimg_jax.models", "bioimg_jax.objectives"])
+def test_models_bring_neither_data_nor_report_libraries(module: str) -> None:
+    code = f"import {module}, sys, json; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(out.stdout.splitlines()[-1]))
+    assert "flax" in loaded
+    unwanted = {"grain", "matplotlib", "tensorflow_datasets", "orbax", "anndata", "pandas"}
+    assert not loaded & unwanted
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_is_built(path: Path) -> None:
+    config = runpy.run_path(str(path))["get_config"]().to_dict()
+    assert config["name"] == path.stem
+    run = build_run({**config, "mesh": {"devices": 1, "model": 1, "fsdp": False}}, CHANNELS)
+    assert run.states.abstract.params["encoder"]
+    assert run.encoder.config == build_encoder(run.encoder.config).config
+
+
+def test_every_readme_command_names_what_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = [
+        line.strip()
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    assert any(command.startswith("make run") for command in commands)
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands:
+        words = command.split()
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.M), command
+        for word in words:
+            if word.startswith("--config="):
+                assert (ROOT / word.removeprefix("--config=")).is_file(), command
+        if "-m" in words and words[words.index("-m") + 1].startswith("bioimg_jax"):
+            module = words[words.index("-m") + 1].replace(".", "/") + ".py"
+            assert (ROOT / module).is_file(), command
