@@ -27,3 +27,13 @@ def data_dir() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def prepared_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """784 synthetic images, prepared: the folder to give as `data.out`."""
+    from bioimg_jax.prepare import prepare
+
+    out = tmp_path_factory.mktemp("prepared")
+    prepare(name="synthetic_cells", out=out, options={"images_per_site": 1})
+    return out

@@ -1,0 +1,261 @@
+"""The command line, from an empty folder to the report, and every way to hold it wrong."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bioimg_jax.features.table import read_table
+from bioimg_jax.logbook import Logbook, read_logbook
+from bioimg_jax.main import main
+from tests import tiny
+
+
+def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
+    """The one line on stderr of a command line that ends with exit status 2."""
+    assert main(arguments) == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
+    prepared_cells: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        *tiny.arguments(prepared_cells, workdir, train__steps=60, train__probe_every_steps=30),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "XLA_FLAGS": ""}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    first = start()
+    while first.poll() is None and not any(
+        "loss" in entry for entry in read_logbook(workdir / "logbook.jsonl")
+    ):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    assert "of 60 and saved; the same command goes on from there" in said
+    assert not (workdir / "results.json").exists()
+
+    second = start()
+    out, said = second.communicate()
+    assert second.returncode == 0, said
+    assert "going on from step" in said
+    assert f"report: {workdir / 'report.html'}" in out
+    assert "mae_vit_step0" in out and "nucleus_size" in out
+
+    third = start()
+    out, _ = third.communicate()
+    assert third.returncode == 0
+    assert "is finished" in out
+
+    assert {p.name for p in workdir.iterdir()} >= {
+        "config.json", "logbook.jsonl", "checkpoints", "features", "results.json", "report.html"
+    }  # fmt: skip
+    logged = [entry for entry in read_logbook(workdir / "logbook.jsonl") if "loss" in entry]
+    assert [entry["step"] for entry in logged] == list(range(1, 61))
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    results = json.loads((workdir / "results.json").read_text())
+    check_rows(results, inductive=False)
+    table = read_table(workdir / "features" / "mae_vit.h5ad")
+    assert len(table.obs) == 784
+    assert np.isfinite(table.layer("final/mean")).all()
+
+
+def check_rows(results: dict, *, inductive: bool) -> None:
+    """Every representation has a row on every target, and every row its fields."""
+    assert results["schema_version"] == 1
+    needed = {
+        "benchmark", "target", "split", "metric", "representation", "kind", "block", "pooling",
+        "seed", "value", "per_unit", "interval", "n_units", "exposure", "search_budget", "settings",
+    }  # fmt: skip
+    wanted = {"mae_vit", "mae_vit_step0", "vit_random_1", "vit_random_2", "vit_random", "pixels"}
+    for target in results["targets"]:
+        rows = [row for row in results["scores"] if row["target"] == target["name"]]
+        assert wanted <= {row["representation"] for row in rows}
+        for row in rows:
+            assert needed <= set(row)
+            assert 0 <= row["value"] <= 1
+            assert row["n_units"] == len(row["per_unit"])
+            assert row["value"] == pytest.approx(np.mean(list(row["per_unit"].values())))
+    averaged = [row for row in results["scores"] if row["seed"] is None]
+    assert averaged
+    for row in averaged:
+        assert row["settings"]["seeds"] == [1, 2]
+        assert row["value"] == pytest.approx(np.mean(row["settings"]["seed_values"]))
+    names = {row["representation"] for row in results["scores"]}
+    assert ("mae_vit_inductive" in names) == inductive
+
+
+@pytest.mark.data
+def test_real_fields_end_to_end(data_dir: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    status = main(
+        tiny.arguments(
+            tmp_path / "prepared",
+            workdir,
+            data__name="deepprofiler",
+            data__source=str(data_dir / "lincs_cell_painting"),
+            data__options="",
+            train__steps=6,
+            evaluate__max_examples=3000,
+            evaluate__resnet18=True,
+            evaluate__blocks=1,
+        )
+    )
+    assert status == 0
+    results = json.loads((workdir / "results.json").read_text())
+    check_rows(results, inductive=True)
+    targets = {target["name"]: target for target in results["targets"]}
+    assert set(targets) == {"compound", "position_control", "plate", "well"}
+    for name in ("compound", "position_control"):
+        assert targets[name]["verdict"] == "confounded"
+        assert "well" in targets[name]["reason"]
+    for name in ("plate", "well"):
+        assert targets[name]["nuisance"] and not targets[name]["verdict"]
+    rows = results["scores"]
+    compound = [row for row in rows if row["target"] == "compound"]
+    assert {row["representation"] for row in compound} >= {"resnet18_random", "mae_vit_inductive"}
+    exposure = {row["representation"]: row["exposure"] for row in compound}
+    assert exposure["mae_vit"] == "images"
+    assert exposure["mae_vit_inductive"] == exposure["mae_vit_step0"] == "none"
+    trained = next(r for r in compound if r["representation"] == "mae_vit")
+    assert trained["n_units"] == 5 and len(trained["interval"]) == 2
+    inductive = next(r for r in compound if r["representation"] == "mae_vit_inductive")
+    assert inductive["n_units"] == 1 and inductive["interval"] is None
+    assert "nuisance target: score, no verdict" in (workdir / "report.html").read_text()
+
+
+def test_permuted_labels_are_at_chance_from_end_to_end(
+    prepared_cells: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    assert main(tiny.arguments(prepared_cells, workdir, evaluate__permute_labels=True)) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    rows = [row for row in results["scores"] if row["seed"] is not None]
+    assert len(rows) > 50
+    for target in {row["target"] for row in rows}:
+        above = [row["value"] - row["chance"] for row in rows if row["target"] == target]
+        assert abs(np.mean(above)) < 0.06, target
+
+
+def test_dry_run_tells_and_writes_nothing(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    assert main([*tiny.arguments(prepared_cells, workdir), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert '"batch_size": 16' in out
+    assert "784 images" in out and "pre-training: 336 images" in out
+    assert "treatment, fixed: 336 train, 112 validation, 336 test" in out
+    assert "parameters: " in out and "memory of a training step per device: " in out
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.train.step=5", "--config.train.step: .* has no such key; did you mean --config.train.steps"),
+        ("--config.trian.steps=5", "did you mean --config.train.steps"),
+        ("--config.train.steps=many", "--config.train.steps=many: expected int"),
+        ("--config.optimizer.learning_rate=fast", "learning_rate=fast: expected float"),
+        ("--config.mesh.fsdp=maybe", "--config.mesh.fsdp=maybe: expected bool"),
+        ("--config=configs/nowhere.py", "--config=configs/nowhere.py: there is no such file"),
+        ("--wordkir=x", "wordkir"),
+        ("--config.data.name=synthetic_cell", "did you mean 'synthetic_cells'"),
+        ("--config.data.options=images_per_site", "data.options: 'images_per_site', expected key"),
+        ("--config.encoder.patch_px=7", "encoder.patch_px: 7 does not divide images of 64 px"),
+        ("--config.objective.name=dyno", "objective.name: 'dyno'"),
+        ("--config.evaluate.strengths=strong", "evaluate.strengths: 'strong', expected numbers"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_status_two(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture, change: str, message: str
+) -> None:
+    import re
+
+    arguments = tiny.arguments(prepared_cells, tmp_path / "run", train__steps=3)
+    name = change.partition("=")[0]
+    arguments = [a for a in arguments if a.partition("=")[0] != name]
+    assert re.search(message, refused(capsys, [*arguments, change]))
+
+
+def test_a_missing_source_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = tiny.arguments(
+        tmp_path, tmp_path / "run", data__name="deepprofiler", data__options="",
+        data__source=str(tmp_path / "nowhere"),
+    )  # fmt: skip
+    assert "nowhere" in refused(capsys, arguments)
+
+
+def test_a_work_directory_in_use_is_refused(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = refused(capsys, tiny.arguments(prepared_cells, tmp_path))
+    assert f"work directory {tmp_path} is in use by process 4711" in message
+
+
+def test_a_work_directory_that_cannot_be_made_is_refused(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    message = refused(capsys, tiny.arguments(prepared_cells, tmp_path / "file" / "run"))
+    assert "cannot write to work directory" in message and "Not a directory" in message
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_done(
+    prepared_cells: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = Logbook.write
+
+    def full(self: Logbook, **entry: object) -> None:
+        if entry["step"] == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        write(self, **entry)
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Logbook, "write", full)
+        message = refused(capsys, tiny.arguments(prepared_cells, workdir))
+    assert "No space left on device" in message and "logbook.jsonl" in message
+    assert main(tiny.arguments(prepared_cells, workdir)) == 0
+    assert "going on from step 8" in capsys.readouterr().err
+
+
+def test_another_config_in_the_same_work_directory_is_refused(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(tiny.config(data__out=str(prepared_cells))))
+    message = refused(capsys, tiny.arguments(prepared_cells, workdir, optimizer__weight_decay=0.1))
+    assert "holds a run with optimizer.weight_decay=0.05, not 0.1" in message
