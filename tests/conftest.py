@@ -31,7 +31,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """784 synthetic images, prepared: the folder to give as `data.out`."""
+    """1008 synthetic images, prepared: the folder to give as `data.out`."""
     from bioimg_jax.prepare import prepare
 
     out = tmp_path_factory.mktemp("prepared")

@@ -80,7 +80,7 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
     results = json.loads((workdir / "results.json").read_text())
     check_rows(results, inductive=False)
     table = read_table(workdir / "features" / "mae_vit.h5ad")
-    assert len(table.obs) == 784
+    assert len(table.obs) == 1008
     assert np.isfinite(table.layer("final/mean")).all()
 
 
@@ -168,8 +168,8 @@ def test_dry_run_tells_and_writes_nothing(
     assert main([*tiny.arguments(prepared_cells, workdir), "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert '"batch_size": 16' in out
-    assert "784 images" in out and "pre-training: 336 images" in out
-    assert "treatment, fixed: 336 train, 112 validation, 336 test" in out
+    assert "1,008 images" in out and "pre-training: 432 images" in out
+    assert "treatment, fixed: 432 train, 144 validation, 432 test" in out
     assert "parameters: " in out and "memory of a training step per device: " in out
     assert not workdir.exists()
 
@@ -177,7 +177,7 @@ def test_dry_run_tells_and_writes_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config.train.step=5", "--config.train.step: .* has no such key; did you mean --config.train.steps"),
+        ("--config.train.step=5", "train.step: .* has no such key; did you mean .*train.steps"),
         ("--config.trian.steps=5", "did you mean --config.train.steps"),
         ("--config.train.steps=many", "--config.train.steps=many: expected int"),
         ("--config.optimizer.learning_rate=fast", "learning_rate=fast: expected float"),

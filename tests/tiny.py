@@ -1,4 +1,4 @@
-"""A run small enough for tests: 784 synthetic images and an encoder of two blocks."""
+"""A run small enough for tests: 1008 synthetic images and an encoder of two blocks."""
 
 import runpy
 from pathlib import Path
@@ -43,11 +43,14 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def arguments(out: Path, workdir: Path, **changes: Any) -> list[str]:
     """The same as a command line, without the interpreter."""
-    changed = {**OVERRIDES, **{k.replace("__", "."): v for k, v in changes.items()}}
     return [
         "bioimg_jax.main",
         f"--config={CONFIG}",
         f"--config.data.out={out}",
         f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in changed.items()),
+        *(f"--config.{key}={value}" for key, value in _changed(changes).items()),
     ]
+
+
+def _changed(changes: dict[str, Any]) -> dict[str, Any]:
+    return {**OVERRIDES, **{key.replace("__", "."): value for key, value in changes.items()}}

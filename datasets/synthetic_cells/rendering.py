@@ -47,7 +47,7 @@ class Optics:
 
     gain: np.ndarray  # [c] factor on all light of a channel
     background: np.ndarray  # [c] factor on the light of the empty well
-    blur_px: float  # sigma of the Gaussian point-spread function, at most MARGIN_PX / 3
+    blur_px: np.ndarray  # [c] sigma of the Gaussian point-spread function, at most MARGIN_PX / 3
     ramp: tuple[float, float]  # relative illumination at the bottom and right edge, less 1
 
 
@@ -181,7 +181,8 @@ def paint(rng: np.random.Generator, cells: Cells, factors: Factors, canvas_px: i
 def expose(rng: np.random.Generator, photons: np.ndarray, optics: Optics) -> np.ndarray:
     """What the camera makes of expected photons [n, c, s, s]: uint16 [n, h, w, c]."""
     light = photons + (BACKGROUND * (optics.background - 1))[None, :, None, None]
-    light = ndimage.gaussian_filter(light, optics.blur_px, axes=(2, 3), truncate=3.0)
+    for c, sigma in enumerate(optics.blur_px):
+        light[:, c] = ndimage.gaussian_filter(light[:, c], sigma, axes=(1, 2), truncate=3.0)
     light = light[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
     edge = np.linspace(-1, 1, light.shape[2], dtype=np.float32)
     ramp = 1 + np.float32(optics.ramp[0]) * edge[:, None] + np.float32(optics.ramp[1]) * edge

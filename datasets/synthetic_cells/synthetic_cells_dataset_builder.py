@@ -4,11 +4,7 @@ The experiment is laid out here; `rendering.py` beside this file draws the cells
 """
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,19 +14,7 @@ from bioimg_jax.data.builders import Example, ImageDatasetBuilder, Plan, Unit
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
-
-def _load(name: str) -> ModuleType:
-    """A module beside this file. `datasets/` is no package, so it comes by path."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"bioimg_jax:synthetic_cells:{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
-
-
-rendering = _load("rendering")
+from .rendering import CHANNELS, MARGIN_PX, Factors, Optics, render
 
 PIXEL_UM = 0.65
 
@@ -47,7 +31,7 @@ class Factor:
 FACTORS = {
     "nucleus_size": Factor(6.5, 1.15, 0.08),
     "intensity": Factor(1.0, 1.5, 0.15),
-    "texture_frequency": Factor(0.13, 1.25, 0.08),
+    "texture_frequency": Factor(0.13, 1.35, 0.08),
     "cell_density": Factor(3.4, 1.7, 0.10),
 }
 WELL_SPREAD = 0.02  # of every factor's logarithm, between wells of one treatment
@@ -145,7 +129,7 @@ class Builder(ImageDatasetBuilder):
         n = sites * shared["images_per_site"]
         factors = _draw_factors(rng, treatment, n)
         optics = _optics(seed, plate, row, column, shared["wells_per_treatment"])
-        images = rendering.render(rng, rendering.Factors(**factors), optics)
+        images = render(rng, Factors(**factors), optics)
 
         split, batch = _place(plate)
         plate_name, well_name = f"P{plate:02d}", f"{_letter(row)}{column + 1:02d}"
@@ -188,13 +172,12 @@ def _declaration() -> Declaration:
     }
     return Declaration(
         name="synthetic_cells",
-        channels=rendering.CHANNELS,
+        channels=CHANNELS,
         pixel_um=PIXEL_UM,
         targets=(
             Target("treatment", "treatment", **fixed),
             *(Target(factor, f"level_{factor}", **fixed) for factor in FACTORS),
             Target("plate", "plate", **dealt),
-            Target("well", "well", **dealt),
         ),
         nuisance=NUISANCE,
         symmetries=("flip", "rot90"),
@@ -239,9 +222,9 @@ def _draw_factors(rng: np.random.Generator, treatment: str, n: int) -> dict[str,
     return drawn
 
 
-def _optics(seed: int, plate: int, row: int, column: int, rows: int) -> Any:
+def _optics(seed: int, plate: int, row: int, column: int, rows: int) -> Optics:
     """The technique of a well: its batch, its plate and its place on the plate."""
-    n = len(rendering.CHANNELS)
+    n = len(CHANNELS)
     gain, background, blur = np.zeros(n), np.zeros(n), np.zeros(n)  # logarithms
     batch_rng, plate_rng = _rng(seed, BATCH, _place(plate)[1]), _rng(seed, PLATE, plate)
     for rng, size in ((batch_rng, 1.0), (plate_rng, 0.7)):
@@ -252,10 +235,10 @@ def _optics(seed: int, plate: int, row: int, column: int, rows: int) -> Any:
     down = 2 * row / max(rows - 1, 1) - 1
     right = 2 * column / (len(TREATMENTS) - 1) - 1
     slope = plate_rng.normal(0, 0.1, 2)  # stain or light runs unevenly over a plate
-    return rendering.Optics(
+    return Optics(
         gain=np.exp(gain + slope[0] * down + slope[1] * right),
         background=np.exp(background),
-        blur_px=np.clip(1.05 * np.exp(blur), 0.6, rendering.MARGIN_PX / 3),
+        blur_px=np.clip(1.05 * np.exp(blur), 0.6, MARGIN_PX / 3),
         ramp=(0.25 * down, 0.25 * right),
     )
 

@@ -37,7 +37,7 @@ def nuclear_areas(images: np.ndarray) -> np.ndarray:
 def test_the_same_seed_draws_the_same_images_and_another_seed_others() -> None:
     first, again, other = (wells("control", 1, seed=seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert first.shape == (18, 64, 64, 5)
+    assert first.shape == (14, 64, 64, 5)
     assert first.dtype == np.uint16
     assert (first != other[: len(first)]).mean() > 0.5
 
@@ -90,13 +90,12 @@ def test_cells_crowd_and_brighten_with_their_factors() -> None:
 
 def test_every_plate_has_every_treatment_in_other_wells() -> None:
     plan = BUILDER.plan_resolved("", "", {})
-    layouts: dict[int, dict[tuple, str]] = {}
+    layouts: dict[int, dict[int, str]] = {}
     for unit in plan.units:
-        well = (unit.data["row"], unit.data["column"])
-        layouts.setdefault(unit.data["plate"], {})[well] = unit.data["treatment"]
+        layouts.setdefault(unit.data["plate"], {})[unit.data["well"]] = unit.data["treatment"]
     assert len(layouts) == 14
     for layout in layouts.values():
-        assert len(layout) == 28
+        assert len(layout) == 36
         assert len(set(layout.values())) == 9
     assert len({tuple(sorted(layout.items())) for layout in layouts.values()}) == 14
 
@@ -104,13 +103,15 @@ def test_every_plate_has_every_treatment_in_other_wells() -> None:
 def test_a_prepared_set_has_its_splits_and_channels(tmp_path: Path) -> None:
     directory = prepare(name="synthetic_cells", out=tmp_path, options={"images_per_site": 1})
     dataset = open_dataset(directory)
-    assert len(dataset) == 14 * 28 * 2
+    assert len(dataset) == 14 * 36 * 2
     assert dataset.declaration.channels == ("DNA", "RNA", "ER", "AGP", "Mito")
     assert dataset.declaration.targets[0].name == "treatment"
     fold = dataset.folds("nucleus_size")[0]
     labels = dataset.metadata["level_nucleus_size"]
     assert set(labels.iloc[fold.train]) == {"low", "control", "high"}
-    assert set(dataset.metadata["plate"].iloc[fold.test]) == {f"P{i:02d}" for i in range(9, 15)}
+    assert dataset.metadata["plate"].iloc[fold.test].nunique() == 6
+    batches = [set(dataset.metadata["batch"].iloc[part]) for part in (fold.train, fold.test)]
+    assert not batches[0] & batches[1]
     seen = dataset.metadata["split"].iloc[dataset.pretraining_indices()]
     assert set(seen) == {"train"}
 
@@ -118,9 +119,9 @@ def test_a_prepared_set_has_its_splits_and_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("/data", {}, "takes no source"),
-        ("", {"images_per_site": 0}, "images_per_site: 0, expected at least 1"),
-        ("", {"seed": -1}, "seed: -1, expected at least 0"),
+        ("/data", {}, "is generated: no source"),
+        ("", {"images_per_site": 0}, "images_per_site must be from 1 to 999, not 0"),
+        ("", {"seed": -1}, "seed must be from 0 to 4294967295, not -1"),
         ("", {"image_per_site": 3}, "did you mean 'images_per_site'"),
     ],
 )
