@@ -62,4 +62,4 @@ def update(
 ) -> tuple[Any, Any, jax.Array]:
     """One step: (new params, new optimiser state, global norm of the gradients before clipping)."""
     updates, opt_state = optimizer.update(gradients, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, optax.global_norm(gradients)
+    return optax.apply_updates(params, updates), opt_state, optax.tree.norm(gradients)
