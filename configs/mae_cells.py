@@ -49,26 +49,26 @@ def get_config() -> ml_collections.ConfigDict:
                 "augment": False,
             },
             "optimizer": {
-                "learning_rate": 3e-3,  # for 256 images; scaled with the batch
-                "warmup_steps": 40,
+                "learning_rate": 6e-3,  # for 256 images; scaled with the batch
+                "warmup_steps": 50,
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
             },
             "train": {
-                "batch_size": 128,
-                "steps": 400,
+                "batch_size": 64,
+                "steps": 500,
                 "accumulation": 1,
                 "log_every_steps": 10,
-                "save_every_steps": 100,
-                "probe_every_steps": 200,  # the primary target's score on the way; 0: never
+                "save_every_steps": 125,
+                "probe_every_steps": 250,  # the primary target's score on the way; 0: never
             },
             "mesh": {"devices": 0, "model": 1, "fsdp": False},  # devices 0: all
             "evaluate": {
                 "untrained_seeds": 3,  # other random initialisations of the encoder
                 "resnet18": True,  # a randomly initialised ResNet-18
-                "blocks": 3,  # depths to probe, the last one included
+                "blocks": 2,  # depths to probe, the last one included
                 "poolings": "cls,mean",
                 "strengths": "1e-1,1e-2,1e-3,1e-4,1e-5",  # lambda of the linear probe
                 "batch_size": 256,

@@ -29,10 +29,10 @@ class Factor:
 
 
 FACTORS = {
-    "nucleus_size": Factor(6.5, 1.15, 0.08),
-    "intensity": Factor(1.0, 1.5, 0.15),
-    "texture_frequency": Factor(0.13, 1.35, 0.08),
-    "cell_density": Factor(3.4, 1.7, 0.10),
+    "nucleus_size": Factor(6.5, 1.17, 0.05),
+    "intensity": Factor(1.0, 1.5, 0.10),
+    "texture_frequency": Factor(0.075, 1.5, 0.05),
+    "cell_density": Factor(3.4, 1.8, 0.10),
 }
 WELL_SPREAD = 0.02  # of every factor's logarithm, between wells of one treatment
 LEVELS = {"low": -1, "control": 0, "high": 1}

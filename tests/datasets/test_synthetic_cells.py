@@ -61,14 +61,14 @@ def test_nuclei_grow_with_their_factor() -> None:
 
 
 def test_organelle_texture_becomes_finer() -> None:
-    def centroid(images: np.ndarray) -> float:
+    def fine_share(images: np.ndarray) -> float:
         mito = images[:, 8:56, 8:56, 4].astype(float)
         power = np.abs(np.fft.rfft2(mito - mito.mean((1, 2), keepdims=True))) ** 2
         frequency = np.hypot(np.fft.fftfreq(48)[:, None], np.fft.rfftfreq(48)[None])
-        band = (frequency > 0.05) & (frequency < 0.25)
-        return float((power * frequency)[:, band].sum() / power[:, band].sum())
+        fine, coarse = (frequency > 0.14) & (frequency < 0.24), (frequency > 0.04)
+        return float(np.median(power[:, fine].sum(1) / power[:, coarse].sum(1)))
 
-    low, high = (centroid(wells(f"texture_frequency_{n}")[1]) for n in ("low", "high"))
+    low, high = (fine_share(wells(f"texture_frequency_{n}", 4)[1]) for n in ("low", "high"))
     assert high > 1.05 * low
 
 
