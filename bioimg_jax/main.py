@@ -55,8 +55,9 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path, bool]:
     """(config as nested dicts, work directory, dry run) of a command line; `InputError`."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/; --config.KEY=VALUE changes a key.", flag_values=values
-    )
+        "config", None, "A file of configs/; --config.KEY=VALUE changes a key.",
+        flag_values=values, sys_argv=list(arguments),
+    )  # fmt: skip
     flags.DEFINE_string(
         "workdir", "", "Where the run keeps its files; runs/NAME-DATA-seedN by default.",
         flag_values=values,
@@ -131,9 +132,11 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
 
     from bioimg_jax import evaluate, train
     from bioimg_jax.data.dataset import open_dataset
+    from bioimg_jax.mesh import keep_memory
     from bioimg_jax.prepare import prepare
     from bioimg_jax.train_state import count_parameters
 
+    keep_memory()
     start = time.time()
     data = config["data"]
     with contextlib.nullcontext() if dry_run else _locked(workdir):

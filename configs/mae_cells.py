@@ -30,9 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "name": "vit",
                 "variant": "",  # Ti, S, B or L instead of the three sizes below
                 "width": 128,
-                "depth": 6,
+                "depth": 4,
                 "heads": 4,
-                "patch_px": 8,
+                "patch_px": 16,
                 "image_px": crop_px,
                 "positions": "sincos",
                 "layerscale": placeholder(float),
@@ -43,26 +43,26 @@ def get_config() -> ml_collections.ConfigDict:
                 "name": "mae",
                 "mask_ratio": 0.75,
                 "decoder_width": 64,
-                "decoder_depth": 2,
+                "decoder_depth": 1,
                 "decoder_heads": 4,
                 "normalise_targets": True,
                 "augment": False,
             },
             "optimizer": {
                 "learning_rate": 6e-3,  # for 256 images; scaled with the batch
-                "warmup_steps": 50,
+                "warmup_steps": 100,
                 "b1": 0.9,
                 "b2": 0.95,
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
             },
             "train": {
-                "batch_size": 64,
-                "steps": 500,
+                "batch_size": 128,
+                "steps": 1500,
                 "accumulation": 1,
-                "log_every_steps": 10,
-                "save_every_steps": 125,
-                "probe_every_steps": 250,  # the primary target's score on the way; 0: never
+                "log_every_steps": 25,
+                "save_every_steps": 500,
+                "probe_every_steps": 500,  # the primary target's score on the way; 0: never
             },
             "mesh": {"devices": 0, "model": 1, "fsdp": False},  # devices 0: all
             "evaluate": {

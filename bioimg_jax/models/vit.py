@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bioimg_jax.errors import InputError
-from bioimg_jax.models.transformer import Blocks, layer_norm, linear, sincos_positions
+from bioimg_jax.models.transformer import Blocks, Linear, layer_norm, sincos_positions
 
 # Variant -> width, depth, heads (arXiv 2010.11929, 2012.12877).
 VARIANTS = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -54,7 +54,7 @@ class Vit(nnx.Module):
         self.dtype = dtype
         n = (image_px // patch_px) ** 2
         normal = nnx.initializers.normal(0.02)
-        self.embed = linear(patch_px**2 * n_channels, width, dtype, rngs)
+        self.embed = Linear(patch_px**2 * n_channels, width, dtype, rngs)
         self.cls = nnx.Param(normal(rngs.params(), (width,)))
         self.mask_token = nnx.Param(normal(rngs.params(), (width,)))
         self.positions = (

@@ -85,7 +85,7 @@ class Builder(ImageDatasetBuilder):
         "n_plates": 14,
         "wells_per_treatment": 4,
         "sites_per_well": 2,
-        "images_per_site": 7,
+        "images_per_site": 14,
     }
     LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
         "seed": (0, 2**32 - 1),

@@ -1,4 +1,4 @@
-"""Hugging Face parameters under our names: what the parity tests have in common."""
+"""Hugging Face parameters under our names: what parity tests and speed comparisons share."""
 
 from typing import Any
 
@@ -60,3 +60,58 @@ def as_jax(tree: Any, like: Any) -> Any:
     arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
     assert jax.tree.map(jnp.shape, arrays) == jax.tree.map(jnp.shape, like)
     return arrays
+
+
+def vit(model: Any, like: Any) -> Any:
+    """The parameters of a `ViTModel` as those of our vit encoder, whose own are `like`."""
+    return as_jax(
+        {
+            "embed": patch_embedding(model.embeddings.patch_embeddings.projection),
+            "cls": array(model.embeddings.cls_token)[0, 0],
+            "mask_token": like["mask_token"],  # it has none
+            "positions": array(model.embeddings.position_embeddings)[0],
+            "blocks": blocks(model.layers),
+            "norm": norm(model.layernorm),
+        },
+        like,
+    )
+
+
+def mae(model: Any, like: Any) -> Any:
+    """The parameters of a `ViTMAEForPreTraining` as those of our mae objective."""
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    return as_jax(
+        {
+            "encoder": {
+                "embed": patch_embedding(embeddings.patch_embeddings.projection),
+                "cls": array(embeddings.cls_token)[0, 0],
+                "mask_token": like["encoder"]["mask_token"],
+                "blocks": blocks(model.vit.layers),
+                "norm": norm(model.vit.layernorm),
+            },
+            "decoder": {
+                "embed": dense(decoder.decoder_embed),
+                "mask_token": array(decoder.mask_token)[0, 0],
+                "blocks": blocks(decoder.decoder_layers),
+                "norm": norm(decoder.decoder_norm),
+                "predict": dense(decoder.decoder_pred),
+            },
+        },
+        like,
+    )
+
+
+def fill_mae_positions(model: Any) -> None:
+    """Gives a model made from a config alone the positions that published weights have.
+
+    Without, they are zero.
+    """
+    import torch
+    from transformers.models.vit_mae import modeling_vit_mae
+
+    for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        side, width = round((positions.shape[1] - 1) ** 0.5), positions.shape[-1]
+        table = modeling_vit_mae.build_2d_sinusoidal_position_embedding(
+            height=side, width=side, embed_dim=width, cls_token=True
+        )
+        positions.data[0] = torch.roll(table, width // 2, dims=-1)

@@ -61,18 +61,10 @@ def test_vit_gives_the_outputs_of_hugging_face(n_channels: int) -> None:
         }
     )
     variables = encoder.init(jax.random.key(0))
-    params = {
-        "embed": hugging_face.patch_embedding(peer.embeddings.patch_embeddings.projection),
-        "cls": hugging_face.array(peer.embeddings.cls_token)[0, 0],
-        "mask_token": variables["params"]["mask_token"],
-        "positions": hugging_face.array(peer.embeddings.position_embeddings)[0],
-        "blocks": hugging_face.blocks(peer.layers),
-        "norm": hugging_face.norm(peer.layernorm),
-    }
+    params = hugging_face.vit(peer, variables["params"])
     x = images(2, 64, n_channels)
     with torch.no_grad():
         out = peer(torch.tensor(x.transpose(0, 3, 1, 2)), output_hidden_states=True)
-    params = hugging_face.as_jax(params, variables["params"])
     with jax.numpy_dtype_promotion("strict"):
         encoded, _ = encoder.apply({"params": params, "stats": {}}, jnp.asarray(x))
     assert np.ptp(out.last_hidden_state.numpy()) > 1

@@ -41,7 +41,6 @@ def test_loss_is_that_of_hugging_face_for_the_same_weights_and_noise(
 ) -> None:
     torch = pytest.importorskip("torch")
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
-    from transformers.models.vit_mae import modeling_vit_mae
 
     torch.manual_seed(0)
     peer = ViTMAEForPreTraining(
@@ -68,39 +67,15 @@ def test_loss_is_that_of_hugging_face_for_the_same_weights_and_noise(
         decoder_depth=4,
         normalise_targets=normalise_targets,
     )
-    embeddings, decoder = peer.vit.embeddings, peer.decoder
-    # A model made from a config alone has zeros here; published weights have these.
-    for positions in (embeddings.position_embeddings, decoder.decoder_pos_embed):
-        width = positions.shape[-1]
-        table = modeling_vit_mae.build_2d_sinusoidal_position_embedding(
-            height=8, width=8, embed_dim=width, cls_token=True
-        )
-        positions.data[0] = torch.roll(table, width // 2, dims=-1)
-    copied = {
-        "encoder": {
-            "embed": hugging_face.patch_embedding(embeddings.patch_embeddings.projection),
-            "cls": hugging_face.array(embeddings.cls_token)[0, 0],
-            "mask_token": params["encoder"]["mask_token"],
-            "blocks": hugging_face.blocks(peer.vit.layers),
-            "norm": hugging_face.norm(peer.vit.layernorm),
-        },
-        "decoder": {
-            "embed": hugging_face.dense(decoder.decoder_embed),
-            "mask_token": hugging_face.array(decoder.mask_token)[0, 0],
-            "blocks": hugging_face.blocks(decoder.decoder_layers),
-            "norm": hugging_face.norm(decoder.decoder_norm),
-            "predict": hugging_face.dense(decoder.decoder_pred),
-        },
-    }
+    hugging_face.fill_mae_positions(peer)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(4, 64, 64, 5)).astype(np.float32)
     noise = rng.random((4, 64)).astype(np.float32)
     with torch.no_grad():
         expected = peer(torch.tensor(images.transpose(0, 3, 1, 2)), noise=torch.tensor(noise)).loss
     inputs = {"image": jnp.asarray(images), "noise": jnp.asarray(noise)}
-    loss, _ = mae.loss(
-        hugging_face.as_jax(copied, params), state, inputs, key=jax.random.key(0), step=0
-    )
+    copied = hugging_face.mae(peer, params)
+    loss, _ = mae.loss(copied, state, inputs, key=jax.random.key(0), step=0)
     assert float(loss) == pytest.approx(float(expected), abs=1e-4)
 
 
