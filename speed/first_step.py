@@ -51,9 +51,9 @@ def main() -> float:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "prepared"
         prepare(name="synthetic_cells", out=out)
-        seconds = [
-            seconds_to_first_step(out, Path(folder) / f"run{i}") for i in range(ROUNDS + 1)
-        ][1:]  # the first one reads the libraries from disk
+        seconds = [seconds_to_first_step(out, Path(folder) / f"run{i}") for i in range(ROUNDS + 1)][
+            1:
+        ]  # the first one reads the libraries from disk
     median = statistics.median(seconds)
     print(
         f"first step after {median:.1f} s (of {min(seconds):.1f} to {max(seconds):.1f}), "

@@ -88,9 +88,7 @@ def main() -> float:
     run, model = our_run(), their_model()
     state = run.states.initial()
     like = state.params
-    state = TrainState(
-        state.step, hugging_face.mae(model, like), state.opt_state, state.objective
-    )
+    state = TrainState(state.step, hugging_face.mae(model, like), state.opt_state, state.objective)
     pixels = np.random.default_rng(0).integers(
         0, 2**16, (BATCH_SIZE, IMAGE_PX, IMAGE_PX, len(CHANNELS)), np.uint16
     )

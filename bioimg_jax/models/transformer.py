@@ -63,16 +63,17 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)  # [b, heads, n, 1]
     weights = weights.astype(v.dtype)
-    mixed = (jnp.einsum("bhqk,bhke->bhqe", weights, v) / total).astype(v.dtype)
+    mixed = jnp.einsum("bhqk,bhke->bhqe", weights, v).astype(jnp.float32) / total
+    mixed = mixed.astype(v.dtype)
     return mixed, (q, k, v, weights, total, mixed)
 
 
 def _attend_back(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
     q, k, v, weights, total, mixed = kept
     share = jnp.sum((gradient * mixed).astype(jnp.float32), axis=-1, keepdims=True) / total
-    gradient = (gradient / total).astype(v.dtype)
-    of_weights = jnp.einsum("bhqe,bhke->bhqk", gradient, v)
-    of_scores = (weights * (of_weights - share)).astype(v.dtype)
+    gradient = (gradient.astype(jnp.float32) / total).astype(v.dtype)
+    of_weights = jnp.einsum("bhqe,bhke->bhqk", gradient, v).astype(jnp.float32)
+    of_scores = (weights.astype(jnp.float32) * (of_weights - share)).astype(v.dtype)
     return (
         jnp.einsum("bhqk,bhke->bhqe", of_scores, k),
         jnp.einsum("bhqk,bhqe->bhke", of_scores, q),
