@@ -132,11 +132,11 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
 
     from bioimg_jax import evaluate, train
     from bioimg_jax.data.dataset import open_dataset
-    from bioimg_jax.mesh import keep_memory
+    from bioimg_jax.mesh import settle_cpu
     from bioimg_jax.prepare import prepare
     from bioimg_jax.train_state import count_parameters
 
-    keep_memory()
+    settle_cpu()
     start = time.time()
     data = config["data"]
     with contextlib.nullcontext() if dry_run else _locked(workdir):

@@ -5,8 +5,6 @@ with `fsdp` each large one is split over `data` too. Under `jax.jit` a loss over
 over the *global* batch, so nothing here or in an objective knows how many devices there are.
 """
 
-import ctypes
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,30 +13,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.memory import keep_memory
 
 # Smaller arrays (biases, norms) cost more to gather than they save.
 FSDP_MIN_SIZE = 2**12
 
 
-# Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-def keep_memory() -> None:
+def settle_cpu() -> None:
     """On CPU, makes the memory of one step the memory of the next; call it before anything runs.
 
-    XLA asks for all intermediate arrays of a step as one block and gives it back after the step.
-    By default the kernel then hands out and zeroes every page anew: a quarter to a half of the time
-    of a small model's step. So the allocator keeps what it has, and programs run in the main
-    thread, whose pool of memory alone can grow to any size. Nothing happens without glibc.
+    XLA asks for all intermediate arrays of a step as one block. Programs run in the main thread
+    here, because that thread's memory alone can be kept (`memory.keep_memory`).
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    if jax.default_backend() == "cpu":
+        keep_memory()
 
 
 def make_mesh(*, model: int = 1, devices: int = 0) -> Mesh:

@@ -5,7 +5,8 @@
 ViT-S/16, 224 x 224 x 5, batch 32, decoder 256 x 4, float32, AdamW, 75 % masked, normalised targets.
 The peer is `ViTMAEForPreTraining` with `torch.optim.AdamW`, eager and compiled; the faster counts.
 Both start from the same weights; the script stops unless their losses on the same images and the
-same masks agree. Same number of threads, alternating rounds.
+same masks agree. Same number of threads, the same process (so PyTorch too keeps its memory between
+steps, which it would not by itself), alternating rounds.
 """
 
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.train import Run, build_run, make_step
 from bioimg_jax.train_state import TrainState
 from speed.alternating import alternate, show
@@ -83,6 +85,7 @@ def check_parity(run: Run, state: TrainState, model: Any, images: np.ndarray) ->
 
 
 def main() -> float:
+    settle_cpu()
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     run, model = our_run(), their_model()

@@ -16,7 +16,7 @@ import pytest
 from bioimg_jax.features.table import read_table
 from bioimg_jax.logbook import Logbook, read_logbook
 from bioimg_jax.main import main
-from tests import tiny
+from tests import readme, tiny
 
 
 def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
@@ -110,21 +110,22 @@ def check_rows(results: dict, *, inductive: bool) -> None:
 
 
 @pytest.mark.data
-def test_real_fields_end_to_end(data_dir: Path, tmp_path: Path) -> None:
+def test_real_fields_end_to_end(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny.ROOT)  # the README's command is given there
     workdir = tmp_path / "run"
-    status = main(
-        tiny.arguments(
-            tmp_path / "prepared",
-            workdir,
-            data__name="deepprofiler",
-            data__source=str(data_dir / "lincs_cell_painting"),
-            data__options="",
-            train__steps=6,
-            evaluate__max_examples=3000,
-            evaluate__resnet18=True,
-            evaluate__blocks=1,
-        )
+    command = readme.module_arguments("bioimg_jax.main", PATH=str(data_dir / "lincs_cell_painting"))
+    short = tiny.arguments(
+        tmp_path / "prepared",
+        workdir,
+        data__options="",
+        train__steps=6,
+        evaluate__max_examples=3000,
+        evaluate__resnet18=True,
+        evaluate__blocks=1,
     )
+    status = main([*command, *(a for a in short[1:] if a.partition("=")[0] != "--config")])
     assert status == 0
     results = json.loads((workdir / "results.json").read_text())
     check_rows(results, inductive=True)

@@ -11,6 +11,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from bioimg_jax.memory import keep_memory
+
 
 def run_tasks(
     pool: concurrent.futures.Executor,
@@ -71,6 +73,7 @@ class _SerialExecutor(concurrent.futures.Executor):
 
 def _begin_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends with the parent even if that was killed."""
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
