@@ -77,6 +77,10 @@ def state_shardings(abstract: Any, mesh: Mesh, *, fsdp: bool) -> Any:
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch, as arrays over the whole mesh."""
     sharding = batch_sharding(mesh)
-    return {
+    arrays = {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+    if sharding.mesh.devices.flat[0].platform == "cpu":
+        # A program whose inputs are still on their way runs in another thread: see `settle_cpu`.
+        jax.block_until_ready(arrays)
+    return arrays
