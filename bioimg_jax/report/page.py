@@ -142,6 +142,13 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
         if target["verdict"]:
             sentence += f" – {target['verdict']}"
         sentences.append(sentence + ".")
+        for row in rows:
+            if held_out := row["settings"].get("held_out"):
+                with_images = np.mean([trained["per_unit"][unit] for unit in row["per_unit"]])
+                sentences.append(
+                    f"{target['name']} on {held_out} alone: {row['value']:.3f} when trained "
+                    f"without its images, {with_images:.3f} when trained with them."
+                )
     return sentences
 
 

@@ -49,7 +49,9 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None
         row("vit_random_1", 0.53, seed=1, settings={"group": "vit_random"}),
         row("pixels", 0.58, kind="pixels", block="pixels", pooling="", interval=None, n_units=3),
         row(name, 0.5),
-    ]
+        row("mae_vit_inductive", 0.6, kind="trained", per_unit={"P1": 0.6}, interval=None,
+            n_units=1, settings={"held_out": "plate=P1"}),
+    ]  # fmt: skip
     target = {
         "name": "compound",
         "column": "compound",
@@ -111,6 +113,7 @@ def test_page_shows_every_score_beside_its_floors(tmp_path: Path) -> None:
     assert "nuisance target: score, no verdict" in page
     assert 'badge confounded">confounded' in page
     assert "column well determines compound" in page
+    assert "plate=P1 alone: 0.600 when trained without its images, 0.630 when trained with" in page
     assert "DNA, RNA" in page
     assert page.count("<img") == 5  # two curves, the pictures, a chart a target
 
