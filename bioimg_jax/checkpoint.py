@@ -70,7 +70,8 @@ class Checkpoints:
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, placed as `abstract` says; None without any.
 
-        A broken one is skipped with a warning and removed: its step will be trained again.
+        A broken one is skipped with a warning and put aside, into `checkpoints.broken`: its step
+        will be trained again.
         Raises `InputError` for a checkpoint of another encoder or other channels.
         """
         broken = []
@@ -88,7 +89,10 @@ class Checkpoints:
                 broken.append(step)
                 continue
             for bad in broken:
-                shutil.rmtree(self.directory / str(bad), ignore_errors=True)
+                aside = self.directory.with_name(f"{self.directory.name}.broken")
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(bad), ignore_errors=True)
+                (self.directory / str(bad)).rename(aside / str(bad))
             self._manager.reload()
             return state
         if broken:

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bioimg_jax import mesh as meshes
-from bioimg_jax.benchmarks.classification import SELECTED, classification_scores
-from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.benchmarks.classification import classification_scores
+from bioimg_jax.benchmarks.score import Score, headline_rows
 from bioimg_jax.checkpoint import Checkpoints
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.pipeline import evaluation_batches
-from bioimg_jax.data.splits import Fold
+from bioimg_jax.data.splits import Fold, check_classes
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
-from bioimg_jax.models import build_encoder
+from bioimg_jax.models import POOLINGS, Encoder, build_encoder
 from bioimg_jax.representations.encoder import EncoderRepresentation
 from bioimg_jax.representations.pixels import PixelRepresentation
 from bioimg_jax.representations.representation import Representation, stream_features
@@ -34,7 +34,7 @@ from bioimg_jax.train import Config, Preempted, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
 
 SCHEMA_VERSION = 1
-EXAMPLES_SHOWN = 6
+EXAMPLES_SHOWN = 3
 PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
 # Random initialisations must not share their draws with a training run of a small seed.
 UNTRAINED_STREAM = 10_000
@@ -47,7 +47,7 @@ class Candidate:
     name: str
     kind: str
     seed: int
-    exposure: str
+    saw: np.ndarray  # indices of the examples that its pre-training saw
     make: Callable[[], Representation]
     group: str = ""  # seeds of one group are averaged too
     folds: Mapping[str, Sequence[int]] | None = None  # target -> the folds it may be scored on
@@ -64,9 +64,13 @@ def evaluate(
     """
     settings = run.config["evaluate"]
     targets = dataset.declaration.targets
-    rows = _rows(dataset, settings["max_examples"], run.config["seed"])
-    folds = {target.name: restrict(dataset.folds(target.name), rows) for target in targets}
-    layers = settings["blocks"] * len(_poolings(settings))
+    rows, folds = _subset(run, dataset, targets, "max_examples")
+    audits = {
+        target.name: audit(dataset.metadata.iloc[rows].reset_index(drop=True),
+                           folds[target.name], target)
+        for target in targets
+    }  # fmt: skip
+    layers = settings["blocks"] * len(_poolings(settings, run.encoder))
     candidates = _candidates(run, dataset, workdir, inductive)
     strengths = _strengths(settings)
     fits = sum(len(part) for part in folds.values()) * len(candidates) * layers * len(strengths)
@@ -87,14 +91,17 @@ def evaluate(
                 if candidate.folds is not None and allowed is None:
                     continue
                 chosen = folds[target.name]
+                if allowed is not None:
+                    chosen = [chosen[j] for j in allowed]
+                tested = rows[np.concatenate([fold.test for fold in chosen])]
                 scores += classification_scores(
                     table,
-                    chosen if allowed is None else [chosen[j] for j in allowed],
+                    chosen,
                     target,
                     representation=candidate.name,
                     kind=candidate.kind,
                     seed=candidate.seed,
-                    exposure=candidate.exposure,
+                    exposure="images" if np.isin(tested, candidate.saw).any() else "none",
                     strengths=strengths,
                     settings={
                         "content_hash": dataset.content_hash,
@@ -116,11 +123,6 @@ def evaluate(
             if stop.received:
                 raise Preempted("stopped while evaluating; finished feature tables are kept")
     scores += averaged_over_seeds(scores, folds)
-    audits = {
-        target.name: audit(dataset.metadata.iloc[rows].reset_index(drop=True),
-                           folds[target.name], target)
-        for target in targets
-    }  # fmt: skip
     scores = [
         dataclasses.replace(score, verdict=audits[score.target]["verdict"]) for score in scores
     ]
@@ -160,9 +162,8 @@ def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
     A small subset and one layer: a curve to watch, beside the results and never in their place.
     """
     target = dataset.declaration.targets[0]
-    limit = run.config["evaluate"]["probe_examples"]
-    rows = _rows(dataset, limit, run.config["seed"], [target])
-    folds = restrict(dataset.folds(target.name), rows)
+    rows, restricted = _subset(run, dataset, [target], "probe_examples")
+    folds = restricted[target.name]
 
     def probe(step: int, state: TrainState) -> list[dict[str, Any]]:
         variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
@@ -244,7 +245,7 @@ def averaged_over_seeds(
                 interval=t_interval(list(per_unit.values()), train_overlap=overlap),
                 other_metrics={},
                 settings={
-                    "group": group,
+                    **{k: v for k, v in members[0].settings.items() if k != "folds"},
                     "seeds": [member.seed for member in members],
                     "seed_values": values,
                     "seed_sd": float(np.std(values, ddof=1)),
@@ -259,7 +260,7 @@ def _candidates(
 ) -> list[Candidate]:
     config, settings = run.config, run.config["evaluate"]
     encoder, seed = run.encoder, config["seed"]
-    seen = "images" if dataset.declaration.pretraining == "all" else "none"
+    seen, nothing = dataset.pretraining_indices(), np.array([], np.int64)
     trained_name = f"{config['objective']['name']}_{encoder.name}"
     last = config["train"]["steps"]
 
@@ -270,7 +271,7 @@ def _candidates(
             encoder,
             variables,
             blocks=settings["blocks"],
-            poolings=[p for p in _poolings(settings) if p in encoder.pooled_keys],
+            poolings=_poolings(settings, encoder),
         )
 
     def from_checkpoint(folder: Path, step: int, name: str, kind: str) -> Callable[[], Any]:
@@ -305,7 +306,7 @@ def _candidates(
             f"{trained_name}_step0",
             "untrained",
             seed,
-            "none",
+            nothing,
             from_checkpoint(workdir, 0, f"{trained_name}_step0", "untrained"),
             settings={"step": 0},
         ),
@@ -315,18 +316,18 @@ def _candidates(
         name = f"{group}_{number}"
         candidates.append(
             Candidate(
-                name, "untrained", number, "none", at_random(name, encoder, number), group=group
+                name, "untrained", number, nothing, at_random(name, encoder, number), group=group
             )
         )
     if settings["resnet18"]:
-        resnet = build_encoder({"name": "resnet", "depth": 18, "channels": run.channels})
+        resnet = _random_resnet18(run)
         candidates.append(
             Candidate(
-                "resnet18_random", "untrained", 0, "none", at_random("resnet18_random", resnet, 0)
+                "resnet18_random", "untrained", 0, nothing, at_random("resnet18_random", resnet, 0)
             )
         )
     candidates.append(
-        Candidate("pixels", "pixels", 0, "none", lambda: PixelRepresentation(run.channels))
+        Candidate("pixels", "pixels", 0, nothing, lambda: PixelRepresentation(run.channels))
     )
     if inductive is not None:
         folder, held_out = inductive
@@ -338,7 +339,7 @@ def _candidates(
                 name,
                 "trained",
                 seed,
-                "none",
+                dataset.pretraining_indices(held_out),
                 from_checkpoint(folder, last, name, "trained"),
                 folds={primary: numbers},
                 settings={"step": last, "held_out": held_out.name},
@@ -347,23 +348,70 @@ def _candidates(
     return candidates
 
 
-def _rows(
-    dataset: Dataset, limit: int, seed: int, targets: Sequence[Target] | None = None
-) -> np.ndarray:
-    """Example indices that some fold of the targets uses, ascending; at most `limit` of them."""
-    chosen = dataset.declaration.targets if targets is None else targets
-    used = [
+def _subset(
+    run: Run, dataset: Dataset, targets: Sequence[Target], limit_key: str
+) -> tuple[np.ndarray, dict[str, list[Fold]]]:
+    """Example indices that some fold of the targets uses, ascending, and the folds among them.
+
+    At most `evaluate.<limit_key>` examples, drawn at random (0: all). Raises `InputError` if they
+    are too few for some fold.
+    """
+    limit = run.config["evaluate"][limit_key]
+    stored = {target.name: dataset.folds(target.name) for target in targets}
+    parts = [
         part
-        for target in chosen
-        for fold in dataset.folds(target.name)
+        for folds in stored.values()
+        for fold in folds
         for part in (fold.train, fold.validation, fold.test)
     ]
-    if not used:
-        raise InputError(f"data set {dataset.declaration.name!r} declares no target to evaluate")
-    rows = np.unique(np.concatenate(used))
+    rows = np.unique(np.concatenate(parts))
     if limit and len(rows) > limit:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
-    return rows
+        rng = np.random.default_rng(run.config["seed"])
+        rows = np.sort(rng.choice(rows, limit, replace=False))
+    folds = {name: restrict(target_folds, rows) for name, target_folds in stored.items()}
+    metadata = dataset.metadata.iloc[rows]
+    for target in targets:
+        for whole, fold in zip(stored[target.name], folds[target.name], strict=True):
+            classes = dataset.metadata[target.column].iloc[whole.train].astype(str).unique()
+            try:
+                check_classes(metadata, fold, target, classes)
+                if not (len(fold.validation) and len(fold.test)):
+                    raise InputError(f"target {target.name!r}: a part of {fold.name!r} is empty")
+            except InputError as error:
+                raise InputError(f"evaluate.{limit_key}: {limit} is too few: {error}") from None
+    return rows, folds
+
+
+def check_settings(run: Run, dataset: Dataset) -> None:
+    """Everything that would stop an evaluation, before hours are spent on the training.
+
+    Raises `InputError`.
+    """
+    settings = run.config["evaluate"]
+    if not dataset.declaration.targets:
+        raise InputError(
+            f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
+            "plates and wells are too few for training, validation and test units"
+        )
+    for key, least in (
+        ("untrained_seeds", 0), ("blocks", 1), ("batch_size", 1), ("max_examples", 0),
+        ("probe_examples", 0),
+    ):  # fmt: skip
+        if settings[key] < least:
+            raise InputError(f"evaluate.{key}: {settings[key]}, expected at least {least}")
+    n_data = run.mesh.shape["data"]
+    if settings["batch_size"] % n_data:
+        raise InputError(
+            f"evaluate.batch_size: {settings['batch_size']} is no multiple of the {n_data} devices "
+            "of the data axis"
+        )
+    encoders = [run.encoder]
+    if settings["resnet18"]:
+        encoders.append(_random_resnet18(run))
+    for encoder in encoders:
+        _poolings(settings, encoder)
+    _strengths(settings)
+    _subset(run, dataset, dataset.declaration.targets, "max_examples")
 
 
 def _table(
@@ -471,8 +519,25 @@ def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
     os.replace(temporary, workdir / "examples.npz")
 
 
-def _poolings(settings: Config) -> tuple[str, ...]:
-    return tuple(part.strip() for part in settings["poolings"].split(",") if part.strip())
+def _random_resnet18(run: Run) -> Encoder:
+    return build_encoder({"name": "resnet", "depth": 18, "channels": run.channels})
+
+
+def _poolings(settings: Config, encoder: Encoder) -> list[str]:
+    """Those of `evaluate.poolings` that the encoder has; a ResNet has no cls."""
+    wanted = [part.strip() for part in settings["poolings"].split(",") if part.strip()]
+    for pooling in wanted:
+        if pooling not in POOLINGS:
+            raise InputError(
+                f"evaluate.poolings: {pooling!r}, expected some of {', '.join(POOLINGS)}"
+            )
+    found = [pooling for pooling in wanted if pooling in encoder.pooled_keys]
+    if not found:
+        raise InputError(
+            f"evaluate.poolings: {settings['poolings']!r}, but {encoder.name} has "
+            f"{', '.join(encoder.pooled_keys)}"
+        )
+    return found
 
 
 def _strengths(settings: Config) -> tuple[float, ...]:
@@ -491,15 +556,7 @@ def summary(results: Mapping[str, Any]) -> str:
     """The short table a run ends with: the layer chosen on validation, every target."""
     lines = []
     for target in results["targets"]:
-        rows = [
-            row
-            for row in results["scores"]
-            if row["target"] == target["name"]
-            and row["block"] in (SELECTED, "pixels")
-            and not (row["settings"].get("group") and row["seed"] is not None)
-        ]
-        if not rows:
-            continue
+        rows = headline_rows(results["scores"], target["name"])
         note = (
             "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
         ) or "floors below"

@@ -6,7 +6,9 @@ python -m bioimg_jax.main --config=configs/mae_cells.py [--config.KEY=VALUE ...]
 import contextlib
 import copy
 import difflib
+import errno
 import fcntl
+import itertools
 import json
 import os
 import runpy
@@ -22,6 +24,15 @@ from ml_collections import config_flags
 import bioimg_jax
 from bioimg_jax.errors import InputError
 
+# What a disk or a system says no with; other `OSError`s are mistakes of ours.
+MACHINE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+HELP = f"""{__doc__}
+--config.KEY=VALUE  changes a key of the config file, which explains them
+--workdir=DIR       where the run keeps its files; runs/NAME-DATA-seedN by default
+--dry_run           prepares the data, prints config, splits, parameters and memory, and stops"""
 RESULTS, REPORT = "results.json", "report.html"
 
 
@@ -31,12 +42,18 @@ def main(arguments: Sequence[str]) -> int:
     0: done, or stopped by a signal with everything saved. 2: something the user gave cannot be
     used, told in one line.
     """
+    if any(argument.lstrip("-") in ("help", "h") for argument in arguments[1:]):
+        print(HELP)
+        return 0
     try:
         config, workdir, dry_run = parse(arguments)
         run(config, workdir, dry_run=dry_run, command=" ".join(arguments))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept", file=sys.stderr)
+        return 130
     except Exception as error:
         from bioimg_jax.train import Preempted
 
@@ -83,14 +100,20 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], Path, bool]:
 
 def _check_keys(arguments: Sequence[str]) -> None:
     """Finds the file that is not there and the key that is misspelt, and says so in one line."""
-    given = [argument.lstrip("-") for argument in arguments[1:] if argument.startswith("-")]
+    given = []
+    for argument, following in itertools.zip_longest(arguments[1:], arguments[2:]):
+        if argument.startswith("-"):
+            value = "" if "=" in argument or following is None else f"={following}"
+            given.append(argument.lstrip("-") + value)  # "--key value" as "--key=value"
     path = next((a.partition("=")[2] for a in given if a.startswith("config=")), None)
     if path is None:
         return
     if not Path(path).is_file():
         raise InputError(f"--config={path}: there is no such file")
-    config = runpy.run_path(path)["get_config"]().to_dict()
-    keys = _flatten(config)
+    try:
+        keys = _flatten(runpy.run_path(path)["get_config"]().to_dict())
+    except Exception as error:
+        raise InputError(f"--config={path}: not a config file ({_one_line(error)})") from error
     for argument in given:
         name, _, value = argument.partition("=")
         if not name.startswith("config."):
@@ -157,6 +180,8 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
         dataset = open_dataset(directory)
         prepared_s = time.time() - start
         setup = train.build_run(config, dataset.declaration.channels)
+        dataset.check_crop(data["crop_px"])
+        evaluate.check_settings(setup, dataset)
         if dry_run:
             _print_dry_run(setup, dataset)
             return
@@ -164,8 +189,10 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
             f"{len(dataset):,} images of {', '.join(dataset.declaration.channels)} in {directory}",
             file=sys.stderr,
         )
-        _write_json(workdir / "config.json", config)
         probe = evaluate.make_probe(setup, dataset, workdir)
+        record = {**config, "content_hash": dataset.content_hash}
+        _check_config(workdir, record)
+        _write_json(workdir / "config.json", record)
         train.train(setup, dataset, workdir, probe=probe)
         trained_s = time.time() - start - prepared_s
         inductive = None
@@ -190,8 +217,7 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
                 "seed": config["seed"],
                 "images_seen": settings["steps"] * settings["batch_size"],
                 "n_params": count_parameters(setup.states.abstract.params["encoder"]),
-                "exposure": "images" if dataset.declaration.pretraining == "all" else "none",
-                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "devices": f"{setup.mesh.size} x {jax.devices()[0].device_kind}",
                 "jax": jax.__version__,
             },
             **results,
@@ -221,7 +247,7 @@ def _print_dry_run(setup: Any, dataset: Any) -> None:
     params = setup.states.abstract.params
     parts = ", ".join(f"{name} {count_parameters(part):,}" for name, part in sorted(params.items()))
     print(f"parameters: {count_parameters(params):,} ({parts})")
-    memory = train.memory_estimate(setup)
+    memory = train.memory_estimate(setup, dataset.source.dtype)
     print(
         f"memory of a training step per device: {sum(memory.values()) / 2**20:,.0f} MiB "
         f"(state and batch {memory['arguments'] / 2**20:,.0f}, "
@@ -256,7 +282,7 @@ def _finished(workdir: Path) -> bool:
 
 
 def _check_config(workdir: Path, config: dict[str, Any]) -> None:
-    """A work directory belongs to one config."""
+    """A work directory belongs to one config and, once they are known, to the same images."""
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -265,6 +291,8 @@ def _check_config(workdir: Path, config: dict[str, Any]) -> None:
     except ValueError:
         raise InputError(f"{path} is not readable JSON; choose another --workdir") from None
     now = _flatten(json.loads(json.dumps(config)))
+    if "content_hash" not in now:
+        before.pop("content_hash", None)
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise InputError(
@@ -277,9 +305,13 @@ def _options(text: str) -> dict[str, str]:
     options = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = part.partition("=")
-        if not separator:
+        if separator:
+            options[key] = value
+        elif options:  # one more value of the option before it
+            key = next(reversed(options))
+            options[key] += f",{part}"
+        else:
             raise InputError(f"data.options: {part!r}, expected key=value,key=value")
-        options[key] = value
     return options
 
 
@@ -292,11 +324,12 @@ def _write_json(path: Path, value: Any) -> None:
 def _refused_by_machine(error: BaseException | None) -> str | None:
     """A full or unwritable disk, however deep in another library's exception it is."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             where = f" ({error.filename})" if error.filename else ""
             return f"cannot read or write{where}: {error.strerror}; what is finished is kept"
-        if "No space left on device" in str(error):
-            return "cannot write: No space left on device; what is finished is kept"
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # in other libraries' words
+            if os.strerror(number) in str(error):
+                return f"cannot write: {os.strerror(number)}; what is finished is kept"
         error = error.__cause__ or error.__context__
     return None
 

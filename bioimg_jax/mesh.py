@@ -34,9 +34,9 @@ def make_mesh(*, model: int = 1, devices: int = 0) -> Mesh:
     """A mesh over all devices (or the first `devices`), `model` of them on the second axis."""
     available = jax.devices()
     n = devices or len(available)
-    if n > len(available):
+    if not 0 < n <= len(available):
         raise InputError(f"mesh.devices: {n} wanted, {len(available)} present")
-    if n % model:
+    if model < 1 or n % model:
         raise InputError(f"mesh.model: {model} does not divide the {n} devices present")
     # Auto, because the default (Explicit) refuses concatenation along a sharded axis.
     return jax.make_mesh(

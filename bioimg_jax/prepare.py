@@ -13,13 +13,14 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,11 @@ def prepare(
             print(f"prepared already: {final}", file=sys.stderr)
             return final
         final.parent.mkdir(parents=True, exist_ok=True)
-        workers = min(workers or available_cores(), len(plan.units))
+        workers = max(1, min(workers or available_cores(), len(plan.units)))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_one_at_a_time(final.parent))
+            if final.is_dir():  # another process prepared it while we waited
+                return final
             pool = executor or stack.enter_context(worker_pool(workers))
             job = _Job(builder, config, plan, content_hash, final, on_bad_image, pool, 2 * workers)
             job.finish(job.write_parts())
@@ -93,6 +97,21 @@ def prepare(
         ) from error
     print(f"prepared: {final}", file=sys.stderr)
     return final
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process prepares in this folder: two would share their parts."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another preparation in {folder}", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def hash_contents(builder: type[ImageDatasetBuilder], config: str, plan: Plan) -> str:
@@ -327,6 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished parts are kept", file=sys.stderr)
+        return 130
     print(directory)
     return 0
 

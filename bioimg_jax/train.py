@@ -63,6 +63,8 @@ def build_run(config: Config, channels: tuple[str, ...]) -> Run:
     for key in ("batch_size", "steps", "accumulation", "log_every_steps", "save_every_steps"):
         if settings[key] < 1:
             raise InputError(f"train.{key}: {settings[key]}, expected at least 1")
+    if not 0 <= config["seed"] < 2**32:
+        raise InputError(f"seed: {config['seed']}, expected from 0 to {2**32 - 1}")
     mesh = meshes.make_mesh(model=config["mesh"]["model"], devices=config["mesh"]["devices"])
     n_data, accumulation = mesh.shape["data"], settings["accumulation"]
     if settings["batch_size"] % (n_data * accumulation):
@@ -190,7 +192,7 @@ def train(
             state = run.states.initial()
             checkpoints.save(0, state)
         start = int(state.step)
-        logbook.rewind(start)
+        logbook.rewind(start if start else -1)  # at step 0 the probe speaks again
         if start >= steps:
             return
         if start:
@@ -237,11 +239,11 @@ def train(
         checkpoints.close()
 
 
-def memory_estimate(run: Run) -> dict[str, int]:
-    """Bytes a training step needs on each device, from the compiled program."""
+def memory_estimate(run: Run, dtype: Any) -> dict[str, int]:
+    """Bytes a training step needs on each device, from the compiled program; images of `dtype`."""
     crop, batch_size = run.config["data"]["crop_px"], run.config["train"]["batch_size"]
     shape = (batch_size, crop, crop, len(run.channels))
-    image = jax.ShapeDtypeStruct(shape, jnp.uint16, sharding=meshes.batch_sharding(run.mesh))
+    image = jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.batch_sharding(run.mesh))
     with jax.set_mesh(run.mesh):
         compiled = make_step(run).lower(run.states.abstract, {"image": image}).compile()
     analysis = compiled.memory_analysis()
@@ -252,15 +254,16 @@ def memory_estimate(run: Run) -> dict[str, int]:
 
 
 def _read(unread: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, Any]:
-    """The newest step's metrics, after a look at every loss since the last time."""
-    losses = jax.device_get([metrics["loss"] for _, metrics in unread])
-    bad = [step for (step, _), loss in zip(unread, losses, strict=True) if not math.isfinite(loss)]
-    if bad:
-        several = f" to {bad[-1]}" if len(bad) > 1 else ""
-        raise InputError(
-            f"the loss is not finite at step {bad[0]}{several}; the last checkpoint is before it: "
-            "lower optimizer.learning_rate or set optimizer.clip_norm"
-        )
+    """The newest step's metrics, after a look at every loss and gradient since the last time."""
+    for name, what in (("loss", "loss"), ("gradient_norm", "gradient")):
+        values = jax.device_get([metrics[name] for _, metrics in unread])
+        bad = [step for (step, _), v in zip(unread, values, strict=True) if not math.isfinite(v)]
+        if bad:
+            several = f" to {bad[-1]}" if len(bad) > 1 else ""
+            raise InputError(
+                f"the {what} is not finite at step {bad[0]}{several}; the last checkpoint is "
+                "before it: lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
     return jax.device_get(unread[-1][1])
 
 

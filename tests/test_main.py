@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from bioimg_jax.features.table import read_table
 from bioimg_jax.logbook import Logbook, read_logbook
-from bioimg_jax.main import main
+from bioimg_jax.main import _options, main, parse
 from tests import readme, tiny
 
 
@@ -79,6 +80,12 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
     assert logged[-1]["loss"] < logged[0]["loss"]
     results = json.loads((workdir / "results.json").read_text())
     check_rows(results, inductive=False)
+    exposure = {
+        (row["representation"], row["target"]): row["exposure"] for row in results["scores"]
+    }
+    assert exposure["mae_vit", "treatment"] == "none"  # whole test plates were held out
+    assert exposure["mae_vit", "plate"] == "images"  # its test fields are of training plates too
+    assert exposure["mae_vit_step0", "plate"] == "none"
     table = read_table(workdir / "features" / "mae_vit.h5ad")
     assert len(table.obs) == 1008
     assert np.isfinite(table.layer("final/mean")).all()
@@ -105,6 +112,7 @@ def check_rows(results: dict, *, inductive: bool) -> None:
     for row in averaged:
         assert row["settings"]["seeds"] == [1, 2]
         assert row["value"] == pytest.approx(np.mean(row["settings"]["seed_values"]))
+    assert all(row["settings"]["content_hash"] for row in results["scores"])
     names = {row["representation"] for row in results["scores"]}
     assert ("mae_vit_inductive" in names) == inductive
 
@@ -190,17 +198,23 @@ def test_dry_run_tells_and_writes_nothing(
         ("--config.encoder.patch_px=7", "encoder.patch_px: 7 does not divide images of 64 px"),
         ("--config.objective.name=dyno", "objective.name: 'dyno'"),
         ("--config.evaluate.strengths=strong", "evaluate.strengths: 'strong', expected numbers"),
+        ("--config.evaluate.poolings=maen", "evaluate.poolings: 'maen', expected some of cls"),
+        ("--config.evaluate.blocks=0", "evaluate.blocks: 0, expected at least 1"),
+        ("--config.evaluate.max_examples=9", "evaluate.max_examples: 9 is too few: class"),
+        ("--config.evaluate.probe_examples=9", "evaluate.probe_examples: 9 is too few: class"),
+        ("--config.data.crop_px=96", "data.crop_px: an image of 64 x 64 px has no crop of 96"),
+        ("--config.seed=-1", "seed: -1, expected from 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_status_two(
     prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture, change: str, message: str
 ) -> None:
-    import re
-
-    arguments = tiny.arguments(prepared_cells, tmp_path / "run", train__steps=3)
+    workdir = tmp_path / "run"
+    arguments = tiny.arguments(prepared_cells, workdir, train__steps=3)
     name = change.partition("=")[0]
     arguments = [a for a in arguments if a.partition("=")[0] != name]
     assert re.search(message, refused(capsys, [*arguments, change]))
+    assert not (workdir / "config.json").exists()  # the corrected command may use it
 
 
 def test_a_missing_source_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -250,6 +264,31 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(
     assert "No space left on device" in message and "logbook.jsonl" in message
     assert main(tiny.arguments(prepared_cells, workdir)) == 0
     assert "going on from step 8" in capsys.readouterr().err
+
+
+def test_other_images_behind_the_same_config_are_refused(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    record = {**tiny.config(data__out=str(prepared_cells)), "content_hash": "0" * 64}
+    (workdir / "config.json").write_text(json.dumps(record))
+    message = refused(capsys, tiny.arguments(prepared_cells, workdir))
+    assert "holds a run with content_hash='0000" in message
+
+
+def test_options_may_hold_lists_and_values_may_stand_apart() -> None:
+    assert _options("channels=Mito,DNA, crop_px=32") == {"channels": "Mito,DNA", "crop_px": "32"}
+    config, workdir, dry_run = parse(
+        ["main", f"--config={tiny.CONFIG}", "--config.train.steps", "7", "--dry_run"]
+    )
+    assert config["train"]["steps"] == 7 and dry_run
+    assert workdir == Path("runs/mae_cells-synthetic_cells-seed0")
+
+
+def test_help_is_given(capsys: pytest.CaptureFixture) -> None:
+    assert main(["main", "--help"]) == 0
+    assert "--config.KEY=VALUE" in capsys.readouterr().out
 
 
 def test_another_config_in_the_same_work_directory_is_refused(

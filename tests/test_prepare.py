@@ -1,10 +1,12 @@
 """Preparation, on the toy data set of tests/data/toy."""
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -277,3 +279,23 @@ def test_incomplete_folder_is_no_prepared_set(tmp_path: Path) -> None:
         InputError, match=r"is not a prepared data set: it has no dataset_info.json"
     ):
         open_dataset(tmp_path)
+
+
+def test_two_preparations_in_one_folder_take_turns(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    descriptor = os.open(out, os.O_RDONLY)  # as another process would
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    done: list[Path] = []
+    second = threading.Thread(
+        target=lambda: done.append(prepare(name="toy", source=str(source), out=out, workers=1))
+    )
+    second.start()
+    while "waiting for another preparation" not in capsys.readouterr().err:
+        time.sleep(0.01)
+    assert not done and not list(out.iterdir())
+    os.close(descriptor)
+    second.join()
+    assert done[0].is_dir()

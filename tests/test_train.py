@@ -159,6 +159,7 @@ def test_a_truncated_checkpoint_falls_back_with_a_warning(
     train(run, dataset, tmp_path)
     message = capsys.readouterr().err
     assert "12 cannot be read" in message and "going on from step 8" in message
+    assert (tmp_path / "checkpoints.broken" / "12").is_dir()  # not for us to delete
     jax.tree.map(np.testing.assert_array_equal, parameters(config, tmp_path), expected)
     assert [e["step"] for e in read_logbook(tmp_path / "logbook.jsonl")] == list(range(1, 13))
 
@@ -204,6 +205,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     assert checkpoints == [0]  # nothing that is not finite was saved
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_too() -> None:
+    fine = {"loss": jnp.float32(1), "gradient_norm": jnp.float32(1)}
+    bad = {"loss": jnp.float32(1), "gradient_norm": jnp.float32("inf")}
+    with pytest.raises(InputError, match="the gradient is not finite at step 7;"):
+        training._read([(6, fine), (7, bad), (8, fine)])
+    assert training._read([(6, fine)]) == {"loss": 1, "gradient_norm": 1}
+
+
+def test_a_run_stopped_before_its_first_save_probes_step_0_once(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    run = build_run(tiny.config(train__probe_every_steps=6, train__save_every_steps=12), CHANNELS)
+
+    def probe(step: int, state: training.TrainState) -> list[dict]:
+        if step == 6 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            raise KeyboardInterrupt
+        return [{"step": step, "probe": {"value": 0.5}}]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, dataset, tmp_path, probe=probe)
+    train(run, dataset, tmp_path, probe=probe)
+    entries = read_logbook(tmp_path / "logbook.jsonl")
+    assert [e["step"] for e in entries if "probe" in e] == [0, 6, 12]
+    assert [e["step"] for e in entries if "loss" in e] == list(range(1, 13))
+
+
 def test_the_probe_is_asked_at_its_steps_and_logged_once(dataset: Dataset, tmp_path: Path) -> None:
     run = build_run(tiny.config(train__probe_every_steps=6), CHANNELS)
 
@@ -229,7 +257,7 @@ def test_bfloat16_trains_with_float32_parameters(dataset: Dataset) -> None:
 
 def test_memory_estimate_grows_with_the_batch() -> None:
     small, large = (
-        training.memory_estimate(build_run(tiny.config(train__batch_size=b), CHANNELS))
+        training.memory_estimate(build_run(tiny.config(train__batch_size=b), CHANNELS), jnp.uint16)
         for b in (16, 64)
     )
     assert large["temporary"] > 2 * small["temporary"] > 0
@@ -242,6 +270,8 @@ def test_memory_estimate_grows_with_the_batch() -> None:
         ({"train__batch_size": 12, "mesh__devices": 8}, "is no multiple of the 8 devices"),
         ({"optimizer__warmup_steps": 12}, "optimizer.warmup_steps: 12, expected"),
         ({"mesh__devices": 9}, "mesh.devices: 9 wanted, 8 present"),
+        ({"mesh__devices": -1}, "mesh.devices: -1 wanted, 8 present"),
+        ({"mesh__model": 0}, "mesh.model: 0 does not divide"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict, message: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
-from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.benchmarks.score import SELECTED, Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
@@ -22,7 +22,6 @@ from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import METRICS, unit_metric
 
 BENCHMARK = "classification"
-SELECTED = "selected"
 MAX_PERMUTATIONS = 100
 
 

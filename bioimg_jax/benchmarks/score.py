@@ -1,7 +1,10 @@
 """A score: one row of results.json."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+SELECTED = "selected"  # block and pooling of the row whose layer was chosen on validation units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +46,21 @@ class Score:
         row = dataclasses.asdict(self)
         row["interval"] = None if self.interval is None else list(self.interval)
         return row
+
+
+def headline_rows(rows: Iterable[Mapping[str, Any]], target: str) -> list[Mapping[str, Any]]:
+    """Of `Score.to_row` rows one a representation: what tables and charts of a target show.
+
+    The layer chosen on validation units, or the last one where there was nothing to choose; the
+    average of a group of seeds in place of its members.
+    """
+    by_representation: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["target"] == target:
+            by_representation.setdefault(row["representation"], []).append(row)
+    averaged = {name for name, rows in by_representation.items() if rows[-1]["seed"] is None}
+    return [
+        next((row for row in rows if row["block"] == SELECTED), rows[-1])
+        for name, rows in by_representation.items()
+        if name in averaged or rows[-1]["settings"].get("group", "") not in averaged
+    ]

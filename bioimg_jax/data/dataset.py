@@ -14,6 +14,7 @@ from bioimg_jax.data import splits
 from bioimg_jax.data.builders import SPLIT
 from bioimg_jax.data.declaration import Declaration
 from bioimg_jax.data.splits import Fold
+from bioimg_jax.data.transforms import centre_crop
 from bioimg_jax.errors import InputError
 
 
@@ -73,6 +74,12 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def check_crop(self, crop_px: int) -> None:
+        """`InputError` if the first image has no crop of this size."""
+        if crop_px < 1:
+            raise InputError(f"data.crop_px: {crop_px}, expected at least 1")
+        centre_crop(self.source[0]["image"], crop_px)
 
     def folds(self, target_name: str) -> list[Fold]:
         """The stored folds of a target; `InputError` where there is no such target."""

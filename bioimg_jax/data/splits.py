@@ -66,7 +66,7 @@ def make_folds(metadata: pd.DataFrame, target: Target) -> list[Fold]:
         group = _deal(units, labels, target)
         folds = _rotate(rows, group, [f"fold={i}" for i in range(target.n_folds)], target)
     for fold in folds:
-        _check_classes(metadata, fold, target, set(labels))
+        check_classes(metadata, fold, target, labels)
     return folds
 
 
@@ -119,13 +119,23 @@ def _fixed_fold(part: pd.DataFrame, rows: np.ndarray, target: Target) -> Fold:
     for name in PARTS:
         if name not in value:
             raise InputError(f"{what} has no row that says {name!r}")
+    parts_of: dict[str, set[str]] = {}
+    for unit, name in zip(unit_names(part, target.unit), value, strict=True):
+        parts_of.setdefault(unit, set()).add(name)
+    for unit in sorted(parts_of):
+        if len(parts_of[unit]) > 1:
+            raise InputError(
+                f"{what} puts {'/'.join(target.unit)} {unit!r} into "
+                f"{' and '.join(sorted(parts_of[unit]))}; a unit belongs to one part"
+            )
     train, validation, test = (rows[value == name] for name in PARTS)
     return Fold("fixed", train, validation, test, target.unit)
 
 
-def _check_classes(
+def check_classes(
     metadata: pd.DataFrame, fold: Fold, target: Target, classes: Iterable[str]
 ) -> None:
+    """`InputError` for a class without a training example in the fold."""
     seen = set(metadata[target.column].iloc[fold.train].astype(str))
     unseen = sorted(set(classes) - seen)
     if unseen:

@@ -59,7 +59,10 @@ def augment_crops(
 def _room(image: np.ndarray, crop_px: int) -> tuple[int, int]:
     height, width = image.shape[:2]
     if min(height, width) < crop_px:
-        raise InputError(f"an image of {height} x {width} px has no crop of {crop_px} px")
+        raise InputError(
+            f"data.crop_px: an image of {height} x {width} px has no crop of {crop_px} px; "
+            f"data sets with an option crop_px can be prepared with data.options=crop_px={crop_px}"
+        )
     return height, width
 
 

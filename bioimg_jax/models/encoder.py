@@ -14,6 +14,7 @@ from bioimg_jax.models.resnet import DEPTHS, STAGE_WIDTHS, ResNet
 from bioimg_jax.models.vit import POSITIONS, VARIANTS, Vit
 
 DTYPES = ("float32", "bfloat16")
+POOLINGS = ("cls", "mean", "mean_std")  # an encoder has some of them
 
 
 @jax.tree_util.register_dataclass
@@ -108,7 +109,8 @@ def check_channels(encoder: Encoder, channels: tuple[str, ...]) -> None:
 def build_encoder(config: Mapping[str, Any]) -> Encoder:
     """The encoder of a config: {"name": "vit" | "resnet", "channels": names, ...}.
 
-    vit: `variant` Ti, S, B or L, or "" and `width`, `depth`, `heads`; `patch_px`, `image_px`;
+    vit: `variant` Ti, S, B or L, which sets `width`, `depth` and `heads`, or "" and the three;
+    `patch_px`, `image_px`;
     `positions` sincos or learned; `layerscale` None or its initial value; `stochastic_depth`.
     resnet: `depth` 18, 34 or 50. Both: `dtype`, float32 or bfloat16, of the computation;
     parameters are float32. Raises `InputError` for what cannot be built.
@@ -136,16 +138,9 @@ def _build_vit(config: dict[str, Any]) -> Encoder:
             raise InputError(
                 f"encoder.variant: {config['variant']!r}, expected one of {', '.join(VARIANTS)}"
             )
-        given = [key for key in ("width", "depth", "heads") if config[key]]
-        if given:
-            raise InputError(
-                f"encoder.{given[0]}: variant {config['variant']!r} sets it; "
-                "give encoder.variant='' to choose your own"
-            )
-        sizes = VARIANTS[config["variant"]]
-    else:
-        sizes = (config["width"], config["depth"], config["heads"])
-    width, depth, heads = sizes
+        sizes = dict(zip(("width", "depth", "heads"), VARIANTS[config["variant"]], strict=True))
+        config = {**config, **sizes}
+    width, depth, heads = config["width"], config["depth"], config["heads"]
     for key, value in (("width", width), ("depth", depth), ("heads", heads)):
         if value < 1:
             raise InputError(f"encoder.{key}: {value}, expected at least 1")
@@ -181,7 +176,7 @@ def _build_vit(config: dict[str, Any]) -> Encoder:
         name="vit",
         config=config,
         channels=tuple(config["channels"]),
-        pooled_keys=("cls", "mean", "mean_std"),
+        pooled_keys=POOLINGS,
         block_widths=(width,) * depth,
         patch_px=config["patch_px"],
         functional=functional,

@@ -22,6 +22,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "xtick.color": INK,
     "ytick.color": INK,
+    "text.parse_math": False,  # a name is text, dollars and all
     "svg.hashsalt": "bioimg_jax",  # the same figure is the same file
 }
 
@@ -93,7 +94,6 @@ def reconstructions(pictures: Mapping[str, np.ndarray], channels: Sequence[str])
     """
     shown = [name for name in ("input", "masked", "reconstruction") if name in pictures]
     k, _, _, c = pictures[shown[0]].shape
-    k = min(k, 3)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.35 * c + 1.3, 1.35 * k * len(shown) + 0.5), layout="constrained")
         grid = figure.subplots(k * len(shown), c, squeeze=False)

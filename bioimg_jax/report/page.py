@@ -9,13 +9,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from bioimg_jax.benchmarks.score import headline_rows
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 
 SCHEMA_VERSION = 1
-# Charts show, of the many layers, the one that validation chose; a single layer has no choice.
-SELECTED = "selected"
 KIND_ORDER = ("trained", "imported", "untrained", "pixels")
 
 
@@ -39,6 +38,7 @@ def write_report(workdir: Path) -> Path:
         data=results["data"],
         summary=_summary(results),
         training=_training(entries),
+        normalised=config.get("objective", {}).get("normalise_targets", False),
         pictures=_pictures(workdir / "examples.npz", results["data"]["channels"]),
         targets=[_target(target, results["scores"]) for target in results["targets"]],
         settings=_flatten(config),
@@ -96,20 +96,7 @@ def _pictures(path: Path, channels: list[str]) -> str:
 
 def _target(target: Mapping[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [row for row in scores if row["target"] == target["name"]]
-    by_layer: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in mine:
-        by_layer.setdefault((row["representation"], row["seed"]), []).append(row)
-    shown = [
-        next((row for row in rows if row["block"] == SELECTED), rows[-1])
-        for rows in by_layer.values()
-    ]
-    # The single seeds of an average are in the table of all layers.
-    averaged = {row["representation"] for row in shown if row["seed"] is None}
-    shown = [
-        row
-        for row in shown
-        if row["seed"] is None or row["settings"].get("group", "") not in averaged
-    ]
+    shown = headline_rows(scores, target["name"])  # all layers and seeds are in a table below
     shown.sort(key=lambda row: (_order(row["kind"]), row["representation"]))
     chart = figures.as_data_uri(figures.target_chart(shown)) if shown else ""
     return {"about": target, "shown": shown, "all": mine, "chart": chart}
@@ -129,7 +116,7 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
     for target in results["targets"]:
         if target["nuisance"]:
             continue
-        rows = _target_rows(results, target["name"])
+        rows = headline_rows(results["scores"], target["name"])
         trained = next((r for r in rows if r["kind"] == "trained"), None)
         twin = next((r for r in rows if r["representation"].endswith("_step0")), None)
         if trained is None or twin is None:
@@ -150,10 +137,6 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
                     f"without its images, {with_images:.3f} when trained with them."
                 )
     return sentences
-
-
-def _target_rows(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    return [r for r in results["scores"] if r["target"] == name and r["block"] == SELECTED]
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,7 +42,7 @@ DERIVED = {
     "y": "float",
     "edge_distance": "float",
 }
-AUDIT = ("plate", "batch", "well", "row", "column", "site")
+AUDIT = ("plate", "batch", "well", "row", "column", "site", "edge_distance")
 FOLDS = 3
 
 
@@ -156,9 +156,20 @@ def _read_index(root: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path} is missing: the source must be a DeepProfiler project")
     try:
-        index = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (ValueError, OSError) as error:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file, skipinitialspace=True) if line]
+    except (ValueError, OSError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+    header, rows = (lines[0], lines[1:]) if lines else ([], [])
+    for column, count in collections.Counter(header).items():
+        if count > 1:
+            raise InputError(f"{path}: {count} columns are called {column!r}")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}: row {number} has {len(row)} values; the header names {len(header)}"
+            )
+    index = pd.DataFrame(rows, columns=pd.Index(header, dtype=object), dtype=object)
     for column in REQUIRED:
         if column not in index.columns:
             raise InputError(f"{path} lacks column {column!r}{_closest(column, index.columns)}")
@@ -194,8 +205,9 @@ def _channels(index: pd.DataFrame, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _holds_images(values: Iterable[str]) -> bool:
+    """Whether most values are image file names; the others are then bad images."""
     names = [value.lower() for value in values if value]
-    return bool(names) and all(name.endswith(IMAGE) for name in names)
+    return sum(name.endswith(IMAGE) for name in names) > len(names) / 2
 
 
 def _field_metadata(
@@ -309,6 +321,8 @@ def _header(root: Path, name: str) -> _Header | str:
     path = root / IMAGES / name
     if not name:
         return "has no file name"
+    if path.suffix.lower() not in IMAGE:
+        return f"is none of {', '.join(IMAGE)}"
     try:
         if not path.is_file():
             return "is missing"
@@ -384,7 +398,7 @@ def _declare(
     options: Mapping[str, Any],
 ) -> Declaration:
     """Targets that follow from the metadata alone; what cannot be tested is not declared."""
-    audit = tuple(column for column in AUDIT if column in table.columns)
+    audit = tuple(column for column in AUDIT if column in table.columns or column in DERIVED)
     plates = table["plate"].nunique()
     targets = []
     if split_column := options["split_column"].removeprefix("Metadata_").lower():

@@ -90,6 +90,16 @@ def test_fixed_split_follows_its_column(screen: pd.DataFrame) -> None:
         make_folds(screen.drop(columns="split"), target)
 
 
+def test_fixed_split_keeps_units_whole(screen: pd.DataFrame) -> None:
+    screen["split"] = screen.plate.map(
+        {"P1": "train", "P2": "train", "P3": "validation", "P4": "test"}
+    )
+    screen.loc[0, "split"] = "test"
+    target = Target("compound", "compound", ("plate",), "fixed", split_column="split")
+    with pytest.raises(InputError, match="puts plate 'P1' into test and train"):
+        make_folds(screen, target)
+
+
 def test_class_without_training_example_is_named(screen: pd.DataFrame) -> None:
     screen.loc[(screen.plate == "P2") & (screen.well == "C03"), "compound"] = "rare"
     message = "class 'rare' of target 'compound' has no training example in fold 'plate=P1'"

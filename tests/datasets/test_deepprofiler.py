@@ -167,7 +167,9 @@ def test_targets_follow_from_the_metadata(project: Project) -> None:
         "leave_one_out",
         ("plate",),
     )
-    assert compound.audit == ("plate", "batch", "well", "row", "column", "site")
+    assert compound.audit == (
+        "plate", "batch", "well", "row", "column", "site", "edge_distance",
+    )  # fmt: skip
     assert (position.name, position.column) == ("position_control", "well")
     for target in (plate, well):
         assert (target.unit, target.split, target.nuisance) == (("field",), "k_fold", True)
@@ -253,6 +255,19 @@ def _empty_plate(project: Project) -> None:
     project.write_index()
 
 
+def _text_after(old: str, new: str) -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        path = project.root / "inputs" / "metadata" / "index.csv"
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return change
+
+
+def _one_jpeg(project: Project) -> None:
+    project.rows[4]["ER"] = "P1/C03_1_ER.jpg"
+    project.write_index()
+
+
 def _no_images(project: Project) -> None:
     for row in project.rows:
         for channel in CHANNELS:
@@ -275,6 +290,9 @@ def _no_centre_column(project: Project) -> None:
         (_drop_column("Metadata_Well"), {}, r"index.csv lacks column 'Metadata_Well'"),
         (_twice, {}, r"index.csv: row 19 lists field P1/A01/1 again"),
         (_empty_plate, {}, r"index.csv: row 3 has no value in column 'Metadata_Plate'"),
+        (_text_after("b1,", "b1,,"), {}, r"index.csv: row 1 has 10 values; the header names 9"),
+        (_text_after("ER", "DNA"), {}, r"index.csv: 2 columns are called 'DNA'"),
+        (_one_jpeg, {}, r"C03_1_ER.jpg \(row 5 of the index\): is none of .png, .tif"),
         (_no_images, {}, r"index.csv has no column of image file names"),
         (_text_centre, {}, r"B07-2-Nuclei.csv: row 2 has no numbers in Nuclei_Location"),
         (_no_centre_column, {}, r"B07-2-Nuclei.csv lacks column 'Nuclei_Location_Center_X'"),

@@ -37,7 +37,7 @@ def nuclear_areas(images: np.ndarray) -> np.ndarray:
 def test_the_same_seed_draws_the_same_images_and_another_seed_others() -> None:
     first, again, other = (wells("control", 1, seed=seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert first.shape == (14, 64, 64, 5)
+    assert first.shape == (28, 64, 64, 5)
     assert first.dtype == np.uint16
     assert (first != other[: len(first)]).mean() > 0.5
 

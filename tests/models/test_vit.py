@@ -174,7 +174,6 @@ def test_sincos_takes_other_image_sizes_and_learned_positions_refuse_them() -> N
         ({"patch": 8}, r"encoder.patch: unknown for vit; did you mean 'patch_px'\?"),
         ({"heads": 5}, r"encoder.width: 32 must be a multiple of 4 and of heads \(5\)"),
         ({"patch_px": 7}, r"encoder.patch_px: 7 does not divide images of 32 px"),
-        ({"variant": "S"}, r"encoder.width: variant 'S' sets it"),
         ({"channels": ()}, r"encoder.channels: expected the names"),
         ({"dtype": "float64"}, r"encoder.dtype: 'float64', expected one of"),
         ({"positions": "rotary"}, r"encoder.positions: 'rotary', expected one of"),
@@ -197,6 +196,13 @@ def test_wrong_channels_are_refused() -> None:
             jnp.zeros((1, 32, 32, 5)),
             channels=("RNA", "DNA", "ER", "AGP", "Mito"),
         )
+
+
+def test_a_variant_sets_the_sizes_whatever_else_is_given() -> None:
+    encoder = build_encoder({**SMALL, "variant": "S"})
+    assert encoder.block_widths == (384,) * 12
+    assert build_encoder(encoder.config).config == encoder.config
+    assert encoder.config["heads"] == 6
 
 
 def test_named_variants_have_the_published_sizes() -> None:
