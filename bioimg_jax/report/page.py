@@ -111,7 +111,7 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
     run = results["run"]
     sentences = [
         f"An encoder was trained on {run['images_seen']:,} crops "
-        f"({results['data']['n_pretraining']:,} different images, no labels) and then frozen."
+        f"(drawn from {results['data']['n_pretraining']:,} images, no labels) and then frozen."
     ]
     for target in results["targets"]:
         if target["nuisance"]:
