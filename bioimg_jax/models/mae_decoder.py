@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bioimg_jax.models.functional import Functional, Variables
-from bioimg_jax.models.transformer import Blocks, Linear, layer_norm, sincos_positions
+from bioimg_jax.models.transformer import Blocks, Linear, Norm, sincos_positions
 
 
 class _Decoder(nnx.Module):
@@ -27,7 +27,7 @@ class _Decoder(nnx.Module):
         self.embed = Linear(encoder_width, width, dtype, rngs)
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
         self.blocks = Blocks(depth, width, heads, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, dtype, rngs)
+        self.norm = Norm(width)
         self.predict = Linear(width, outputs, dtype, rngs)
 
     def __call__(self, visible: jax.Array, order: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bioimg_jax.errors import InputError
-from bioimg_jax.models.transformer import Blocks, Linear, layer_norm, sincos_positions
+from bioimg_jax.models.transformer import Blocks, Linear, Norm, sincos_positions
 
 # Variant -> width, depth, heads (arXiv 2010.11929, 2012.12877).
 VARIANTS = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -69,7 +69,7 @@ class Vit(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = layer_norm(width, dtype, rngs)
+        self.norm = Norm(width)
 
     def __call__(
         self,
