@@ -92,6 +92,8 @@ def main() -> float:
     state = run.states.initial()
     like = state.params
     state = TrainState(state.step, hugging_face.mae(model, like), state.opt_state, state.objective)
+    # Where the step leaves it, or the second step compiles anew.
+    state = jax.device_put(state, run.states.shardings)
     pixels = np.random.default_rng(0).integers(
         0, 2**16, (BATCH_SIZE, IMAGE_PX, IMAGE_PX, len(CHANNELS)), np.uint16
     )
