@@ -276,11 +276,7 @@ def _candidates(
 
     def from_checkpoint(folder: Path, step: int, name: str, kind: str) -> Callable[[], Any]:
         def make() -> Representation:
-            checkpoints = Checkpoints(folder / "checkpoints", run.meta())
-            try:
-                state = checkpoints.restore(step, run.states.abstract)
-            finally:
-                checkpoints.close()
+            state = _saved_state(run, folder, step)
             variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
             return represent(name, kind, encoder, variables)
 
@@ -505,11 +501,7 @@ def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
     stream = evaluation_batches(
         dataset, chosen, batch_size=EXAMPLES_SHOWN, crop_px=run.config["data"]["crop_px"]
     )
-    checkpoints = Checkpoints(workdir / "checkpoints", run.meta())
-    try:
-        state = checkpoints.restore(run.config["train"]["steps"], run.states.abstract)
-    finally:
-        checkpoints.close()
+    state = _saved_state(run, workdir, run.config["train"]["steps"])
     batch = {"image": jnp.asarray(next(stream)["image"])}
     inputs = run.objective.views(batch, jax.random.key(run.config["seed"]))
     pictures = jax.jit(reconstruct)(state.params, state.objective, inputs)
@@ -517,6 +509,22 @@ def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
     arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
     np.savez_compressed(temporary, **arrays)
     os.replace(temporary, workdir / "examples.npz")
+
+
+def _saved_state(run: Run, folder: Path, step: int) -> TrainState:
+    """The state of a training in `folder` at a step that it saved; `InputError` if it is broken."""
+    checkpoints = Checkpoints(folder / "checkpoints", run.meta())
+    try:
+        return checkpoints.restore(step, run.states.abstract)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a file cut short makes the readers raise
+        raise InputError(
+            f"checkpoint {checkpoints.directory / str(step)} cannot be read; move "
+            f"{checkpoints.directory} away and the same command trains again"
+        ) from error
+    finally:
+        checkpoints.close()
 
 
 def _random_resnet18(run: Run) -> Encoder:

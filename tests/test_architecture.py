@@ -28,6 +28,10 @@ DOORS = {
     "anndata": ("bioimg_jax/features/", "datasets/"),
     "matplotlib": ("bioimg_jax/report/",),
     "jinja2": ("bioimg_jax/report/",),
+    "array_record": ("bioimg_jax/data/",),
+    "h5py": ("bioimg_jax/features/",),
+    "tifffile": ("datasets/",),
+    "PIL": ("datasets/",),
     # Nobody's: no TensorFlow, no pickle, no peers.
     "tensorflow": (),
     "pickle": (),

@@ -277,6 +277,33 @@ def test_other_images_behind_the_same_config_are_refused(
     assert "holds a run with content_hash='0000" in message
 
 
+def test_a_checkpoint_of_another_encoder_is_refused(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    assert main(tiny.arguments(prepared_cells, workdir, train__steps=4)) == 0
+    for name in ("config.json", "results.json"):
+        (workdir / name).unlink()
+    message = refused(
+        capsys, tiny.arguments(prepared_cells, workdir, train__steps=4, encoder__width=32)
+    )
+    assert "another architecture: encoder.width is 64 there, 32 here" in message
+
+
+def test_a_broken_checkpoint_is_one_line_in_the_evaluation(
+    prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    assert main(tiny.arguments(prepared_cells, workdir, train__steps=4)) == 0
+    (workdir / "results.json").unlink()
+    (workdir / "features" / "mae_vit_step0.h5ad").unlink()
+    for path in (workdir / "checkpoints" / "0" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    message = refused(capsys, tiny.arguments(prepared_cells, workdir, train__steps=4))
+    assert f"checkpoint {workdir / 'checkpoints' / '0'} cannot be read" in message
+
+
 def test_options_may_hold_lists_and_values_may_stand_apart() -> None:
     assert _options("channels=Mito,DNA, crop_px=32") == {"channels": "Mito,DNA", "crop_px": "32"}
     config, workdir, dry_run = parse(

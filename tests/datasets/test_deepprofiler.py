@@ -13,7 +13,9 @@ from PIL import Image
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.data.dataset import Dataset, open_dataset
 from bioimg_jax.errors import InputError
+from bioimg_jax.main import main
 from bioimg_jax.prepare import prepare
+from tests import tiny
 
 H, W = 20, 30
 WELLS = {"A01": "DMSO", "B07": "drug", "C03": "DMSO"}
@@ -394,6 +396,45 @@ def test_bad_image_is_named_or_quarantined(
     with (dataset.directory / "bad_images.csv").open(newline="") as listed:
         (row,) = csv.DictReader(listed)
     assert (row["file"], row["row"]) == (file, "5") and why in row["why"]
+
+
+def _class_without_training(project: Project) -> None:
+    parts = {"P1": "train", "P2": "validation", "P3": "test"}
+    for row in project.rows:
+        row["split"] = parts[row["Metadata_Plate"]]
+        if row["Metadata_Plate"] == "P1":
+            row["Compound"] = "DMSO"
+    project.write_index()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (_missing, "", "C03_1_ER.png (row 5 of the index): is missing"),
+        (_truncated, "", "C03_1_ER.png (row 5 of the index): cannot be decoded"),
+        (_other_size, "", "is 20 x 29 uint8; the others are 20 x 30"),
+        (None, "split_column=fold", "split column 'fold' is not in"),
+        (None, "channels=DNA,RNA", "names 'RNA', but"),
+        (_class_without_training, "split_column=split", "'drug' of target 'compound' has no train"),
+    ],
+)
+def test_mistake_ends_the_command_line_with_status_2(
+    project: Project,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    change: Callable[[Project], None] | None,
+    options: str,
+    message: str,
+) -> None:
+    if change is not None:
+        change(project)
+    arguments = tiny.arguments(
+        tmp_path / "prepared", tmp_path / "run", data__name="deepprofiler",
+        data__source=str(project.root), data__options=options,
+    )  # fmt: skip
+    assert main([*arguments, "--dry_run"]) == 2
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
+    assert message in line
 
 
 def test_truncated_tiff_is_named(tmp_path: Path) -> None:
