@@ -1,15 +1,17 @@
 """Checkpoints of a run, by orbax: asynchronous, atomic, readable on another number of devices."""
 
+import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from bioimg_jax.errors import InputError
+from bioimg_jax.errors import MACHINE_ERRORS, BrokenCheckpoint, InputError
 from bioimg_jax.train_state import TrainState
 
 FORMAT_VERSION = 1
@@ -78,14 +80,8 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 state = self.restore(step, abstract)
-            except InputError:
-                raise
-            except Exception as error:  # whatever a file cut short makes the readers raise
-                print(
-                    f"warning: checkpoint {self.directory / str(step)} cannot be read "
-                    f"({_first_line(error)}); trying the one before",
-                    file=sys.stderr,
-                )
+            except BrokenCheckpoint as error:
+                print(f"warning: {error}; trying the one before", file=sys.stderr)
                 broken.append(step)
                 continue
             for bad in broken:
@@ -100,7 +96,14 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The whole state at `step`."""
+        """The whole state at `step`.
+
+        Raises `BrokenCheckpoint`, and `InputError` for another encoder or other channels.
+        """
+        with self._told_if_broken(step):
+            return self._restore(step, abstract)
+
+    def _restore(self, step: int, abstract: TrainState) -> TrainState:
         self._check_meta(step)
         rest = {
             "step": abstract.step,
@@ -122,6 +125,19 @@ class Checkpoints:
         return self._manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         )["params"]
+
+    @contextlib.contextmanager
+    def _told_if_broken(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a file cut short makes the readers raise
+            if isinstance(error, InputError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+                raise
+            raise BrokenCheckpoint(
+                f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)})"
+            ) from error
 
     def _check_meta(self, step: int) -> None:
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))

@@ -1,4 +1,11 @@
-"""The one exception a user sees."""
+"""The one exception a user sees, and the ways in which a machine refuses."""
+
+import errno
+
+MACHINE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 
 
 class InputError(Exception):
@@ -7,3 +14,7 @@ class InputError(Exception):
     The message is one line that names the file, row, column or key and what was expected. Command
     lines print it without a traceback and exit with code 2 (`bioimg_jax.main.run`).
     """
+
+
+class BrokenCheckpoint(InputError):
+    """A checkpoint whose files cannot be read."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bioimg_jax
 from bioimg_jax import mesh as meshes
 from bioimg_jax.benchmarks.classification import classification_scores
 from bioimg_jax.benchmarks.score import Score, headline_rows
@@ -416,6 +417,7 @@ def _table(
     """The candidate's feature table, from disk if it is there and was made of the same things."""
     path = folder / f"{candidate.name}.h5ad"
     provenance = {
+        "bioimg_jax": bioimg_jax.__version__,
         "representation": candidate.name,
         "kind": candidate.kind,
         "seed": candidate.seed,
@@ -516,13 +518,6 @@ def _saved_state(run: Run, folder: Path, step: int) -> TrainState:
     checkpoints = Checkpoints(folder / "checkpoints", run.meta())
     try:
         return checkpoints.restore(step, run.states.abstract)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a file cut short makes the readers raise
-        raise InputError(
-            f"checkpoint {checkpoints.directory / str(step)} cannot be read; move "
-            f"{checkpoints.directory} away and the same command trains again"
-        ) from error
     finally:
         checkpoints.close()
 

@@ -1,5 +1,6 @@
 """The training loop: the same on any devices, and the same after any interruption."""
 
+import errno
 import json
 import os
 import random
@@ -60,8 +61,7 @@ def losses_and_inputs(dataset: Dataset, steps: int, **changes: Any) -> tuple[lis
             batch = next(stream)
             ids.append(batch["index"])
             images = meshes.to_global({"image": batch["image"]}, run.mesh)
-            if step < 3:
-                noises.append(np.asarray(views(images, jnp.int32(step))))
+            noises.append(np.asarray(views(images, jnp.int32(step))))
             state, metrics = update(state, images)
             losses.append(float(metrics["loss"]))
     return losses, ids, noises
@@ -162,6 +162,24 @@ def test_a_truncated_checkpoint_falls_back_with_a_warning(
     assert (tmp_path / "checkpoints.broken" / "12").is_dir()  # not for us to delete
     jax.tree.map(np.testing.assert_array_equal, parameters(config, tmp_path), expected)
     assert [e["step"] for e in read_logbook(tmp_path / "logbook.jsonl")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("refusal", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_a_machine_that_refuses_is_not_taken_for_a_broken_checkpoint(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    run = build_run(tiny.config(train__steps=4), CHANNELS)
+    train(run, dataset, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", run.meta())
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+    with pytest.raises(type(refusal)):
+        checkpoints.restore_latest(run.states.abstract)
+    checkpoints.close()
+    assert not (tmp_path / "checkpoints.broken").exists()
 
 
 def test_a_checkpoint_is_read_by_other_devices(dataset: Dataset, tmp_path: Path) -> None:

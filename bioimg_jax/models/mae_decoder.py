@@ -27,7 +27,7 @@ class _Decoder(nnx.Module):
         self.embed = Linear(encoder_width, width, dtype, rngs)
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
         self.blocks = Blocks(depth, width, heads, dtype=dtype, rngs=rngs)
-        self.norm = Norm(width)
+        self.norm = Norm(width, rngs)
         self.predict = Linear(width, outputs, dtype, rngs)
 
     def __call__(self, visible: jax.Array, order: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -17,10 +17,10 @@ NORM_EPSILON = 1e-6
 def norm_beside(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x [rows, d] as it is, for the skip connection, and its layer norm (arXiv 1607.06450).
 
-    Both leave here together because their gradients come back together: as one quotient,
-    (s g_skip + g - mean g - x' mean(g x')) / s, with s the standard deviation and x' the
-    standardised row. XLA repeats a sum in whatever reads it, and so summed the gradients of all
-    the blocks behind anew in every block; a quotient it computes once.
+    Both leave here together because their gradients come back together, as one sum of two arrays:
+    g_skip + (g - mean g - x' mean(g x')) / s, with s the standard deviation and x' the standardised
+    row. XLA on CPU repeats an operation on a single array in each of its readers, reshapes
+    included; through one it summed the gradients of all the blocks behind anew in every block.
     """
     return _norm_beside(x, scale, bias)[0]
 
@@ -51,9 +51,9 @@ norm_beside.defvjp(_norm_beside, _norm_beside_back)
 class Norm(nnx.Module):
     """Layer norm over the last axis of [..., d], whose statistics are float32."""
 
-    def __init__(self, width: int) -> None:
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
+    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (width,)))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (width,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.beside(x.reshape(-1, x.shape[-1]))[1].reshape(x.shape)
@@ -132,13 +132,14 @@ attend.defvjp(_attend, _attend_back)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x), exactly (Hendrycks and Gimpel, arXiv 1606.08415), as PyTorch writes it.
+    """x Φ(x) by erf in float32 (Hendrycks and Gimpel, arXiv 1606.08415), as PyTorch has it.
 
     `jax.nn.gelu` takes erfc, which is right to the last digit for large negative x and costs an
     exponential, two polynomials and a division more. The gradient keeps nothing but x: reading
     erf(x) back takes longer than computing it again.
     """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+    wide = x.astype(jnp.float32)  # 1 + erf(x) has no digits left in bfloat16 where x is -3
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -146,10 +147,11 @@ def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_back(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # Of -x, lest XLA finds erf(x) again and keeps it all the same.
-    h = x * -math.sqrt(0.5)
-    slope = 0.5 - 0.5 * jax.lax.erf(h) + x * (jnp.exp(-h * h) * (1 / math.sqrt(2 * math.pi)))
-    return (gradient * slope,)
+    wide = x.astype(jnp.float32)
+    h = wide * -math.sqrt(0.5)  # of -x, lest XLA finds erf(x) again and keeps it all the same
+    density = jnp.exp(-h * h) * (1 / math.sqrt(2 * math.pi))
+    slope = 0.5 - 0.5 * jax.lax.erf(h) + wide * density
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu, _gelu_back)
@@ -171,7 +173,7 @@ class Linear(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention (Vaswani et al., arXiv 1706.03762), [b, n, d] -> [b, n, d]."""
+    """Multi-head self-attention (Vaswani et al., arXiv 1706.03762) of `images` images, [b n, d]."""
 
     def __init__(self, width: int, heads: int, dtype: Any, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -193,9 +195,9 @@ class Block(nnx.Module):
     def __init__(
         self, width: int, heads: int, layerscale: float | None, dtype: Any, rngs: nnx.Rngs
     ) -> None:
-        self.norm1 = Norm(width)
+        self.norm1 = Norm(width, rngs)
         self.attention = Attention(width, heads, dtype, rngs)
-        self.norm2 = Norm(width)
+        self.norm2 = Norm(width, rngs)
         self.up = Linear(width, 4 * width, dtype, rngs)
         self.down = Linear(4 * width, width, dtype, rngs)
         # LayerScale (Touvron et al., arXiv 2103.17239): a learned factor a feature and branch.

@@ -69,7 +69,7 @@ class Vit(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = Norm(width)
+        self.norm = Norm(width, rngs)
 
     def __call__(
         self,

@@ -86,17 +86,55 @@ def test_norm_and_its_gradients_are_those_of_jax() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_operations_in_bfloat16_keep_the_type_and_sum_in_float32() -> None:
-    x = jnp.full((2, 4096), 1 / 64, jnp.bfloat16)
-    kernel = jnp.ones((4096, 1), jnp.bfloat16)
+def test_operations_in_bfloat16_keep_the_type_and_compute_in_float32() -> None:
+    x = jnp.linspace(-4, 4, 512).reshape(4, 128).astype(jnp.bfloat16)
+    kernel, out = normal(128, 8, seed=0), normal(4, 128, seed=1)
+    scale, bias = normal(128, seed=2), normal(128, seed=3)
+    kernel, out = kernel.astype(jnp.bfloat16), out.astype(jnp.bfloat16)
+
+    def outputs(kind: Any) -> list[jax.Array]:
+        """Values and gradients of all three, computed in `kind`."""
+        wide, g = x.astype(kind), out.astype(kind)
+        product, of_product = jax.vjp(matmul, wide, kernel.astype(kind))
+        normed, of_norm = jax.vjp(norm_beside, wide, scale, bias)
+        activated, of_gelu = jax.vjp(gelu, wide)
+        gradients = [*of_product(product), *of_norm((g, g)), *of_gelu(g)]
+        return [product, *normed, activated, *gradients]
+
     with jax.numpy_dtype_promotion("strict"):
-        product, pull = jax.vjp(matmul, x, kernel)
-        gradients = pull(product)
-        _, normed = norm_beside(x, jnp.ones(4096), jnp.zeros(4096))
-        activated = gelu(x)
-    arrays = (product, *gradients, normed, activated)
-    assert {array.dtype for array in arrays} == {jnp.dtype(jnp.bfloat16)}
-    np.testing.assert_array_equal(product.astype(jnp.float32), 64)  # bfloat16 sums stop at 4
+        narrow = outputs(jnp.bfloat16)
+    kinds = {array.dtype for array in narrow if array.shape != (128,)}  # scale, bias: float32
+    assert kinds == {jnp.dtype(jnp.bfloat16)}
+    for one, other in zip(narrow, outputs(jnp.float32), strict=True):
+        one, other = np.asarray(one, np.float32), np.asarray(other)
+        # Three roundings to 8 bits at most; products of rounded products a little more.
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02 * np.abs(other).std())
+
+
+def test_gelu_in_bfloat16_has_its_digits_where_x_is_far_below_zero() -> None:
+    x = jnp.linspace(-4, -1, 301).astype(jnp.bfloat16)
+    exact = jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+    np.testing.assert_allclose(gelu(x).astype(jnp.float32), exact, rtol=0.005, atol=1e-6)
+
+
+def test_products_of_bfloat16_are_asked_to_sum_in_float32() -> None:
+    x, kernel = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 2), jnp.bfloat16)
+    text = str(jax.make_jaxpr(lambda x, k: jax.vjp(matmul, x, k)[1](x @ k))(x, kernel))
+    asked = [line for line in text.splitlines() if "preferred_element_type=float32" in line]
+    assert len(asked) >= 2
+
+
+def test_stochastic_depth_drops_whole_images() -> None:
+    blocks = Functional(
+        lambda rngs: Blocks(2, 16, 2, stochastic_depth=0.5, dtype=jnp.dtype("float32"), rngs=rngs)
+    )
+    variables = blocks.init(jax.random.key(0))
+    x = normal(32, 5, 16, seed=0)
+    (last, each), _ = blocks.apply(variables, x, jax.random.key(1))
+    (_, whole), _ = blocks.apply(variables, x)
+    np.testing.assert_allclose(each[0], whole[0], atol=1e-6)  # the first block's rate is zero
+    unchanged = np.asarray(last == each[0]).mean(axis=(1, 2))  # both branches of the last dropped
+    assert set(unchanged) <= {0.0, 1.0} and 0 < unchanged.sum() < 32
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on CPU")
