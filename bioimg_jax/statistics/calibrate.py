@@ -1,0 +1,353 @@
+"""Simulations of the verdict engine: does it keep its promises?
+
+    python -m bioimg_jax.statistics.calibrate --out=docs/statistics.md
+
+Differences between an encoder and its floors are drawn with a known gain, the engine decides, and
+its mistakes are counted. Another rule can be put in the engine's place: the tests show that one
+which finds too much and one which finds nothing are caught.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from scipy import stats
+
+from bioimg_jax.statistics import verdict
+from bioimg_jax.statistics.resampling import Paired, n_resamples, pseudo_values
+from bioimg_jax.statistics.verdict import ALPHA, ALPHA_SAME, DELTA, UNIT_SD
+
+SETS = 4_000
+UNITS = (4, 5, 8, 12, 20, 40, 80)
+FLOORS = (1, 5, 20)
+SHAPES = ("normal", "t3", "exponential", "mirrored exponential")
+FAMILY = 8
+MEMBERS = 100  # of the untrained family in the selection scenario
+SEEDS = 3
+FAR = 0.2  # how far the floors lie that are not the nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """What a rule says of data sets [d]: bool each."""
+
+    above: np.ndarray
+    below: np.ndarray
+    same: np.ndarray
+    covered: np.ndarray  # whether its interval holds the true gain
+
+
+class Rule(Protocol):
+    """Differences [d, k, g] of encoder and floors -> calls; `truth` is the true gain."""
+
+    def __call__(self, paired: Paired, truth: float) -> Calls: ...
+
+
+def engine(paired: Paired, truth: float) -> Calls:
+    """The rule of `verdict.py`, for one test."""
+    return Calls(
+        above=verdict.p_above(paired) < ALPHA,
+        below=verdict.p_below(paired) < ALPHA,
+        same=verdict.p_same(paired, DELTA) < ALPHA_SAME,
+        # low <= truth and truth <= high, as tests of the truth
+        covered=(verdict.p_above(paired, truth) >= ALPHA)
+        & (verdict.p_below(paired, truth) >= ALPHA),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One promise: a rate that was measured over n data sets, and its bound."""
+
+    what: str
+    rate: float
+    n: int
+    bound: float
+    kind: str  # "at most": the 99.9 % lower limit of the rate; "at least": the rate; "shown": none
+    where: str
+
+    @property
+    def holds(self) -> bool:
+        if self.kind == "shown":
+            return True
+        hits = round(self.rate * self.n)
+        if self.kind == "at most":
+            return _lower(hits, self.n) <= self.bound
+        # Fewer sets than the full simulation has: what the rate may yet be counts.
+        return (self.rate if self.n >= SETS else 1 - _lower(self.n - hits, self.n)) >= self.bound
+
+
+def _lower(hits: int, n: int) -> float:
+    """99.9 % Clopper-Pearson lower limit of a rate."""
+    return 0.0 if hits == 0 else float(stats.beta.ppf(0.001, hits, n - hits + 1))
+
+
+def calibrate(
+    rule: Rule = engine,
+    *,
+    sets: int = SETS,
+    units: Iterable[int] = UNITS,
+    floors: Iterable[int] = FLOORS,
+    shapes: Iterable[str] = SHAPES,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Iterator[Check]:
+    """Every promise of the engine, one `Check` after the other."""
+    grid = list(itertools.product(units, floors, shapes, (False, True)))
+    for i, (g, k, shape, unequal) in enumerate(grid):
+        rng = np.random.default_rng([seed, i])
+        progress(f"{i + 1}/{len(grid)}  {g} units, {k} floors, {shape}")
+        yield from _one_cell(rule, rng, sets, g, k, shape, unequal)
+    for i, check in enumerate((_power, _families, _selection, _seeds, _folds, _pseudo_values)):
+        progress(check.__name__.strip("_").replace("_", " "))
+        yield from check(rule, np.random.default_rng([seed, 10_000 + i]), sets)
+
+
+def draw(
+    rng: np.random.Generator, sets: int, k: int, g: int, shape: str, *, unequal: bool = False
+) -> np.ndarray:
+    """Differences [sets, k, g] of mean zero and sd 0.06, correlated 0.5 between floors.
+
+    The encoder's own unit effect is in all of them, a floor's in its own; for one floor the
+    difference has the shape itself. `unequal`: unit sizes that vary by a factor of about 10, and
+    errors with them.
+    """
+    shared = _effects(rng, shape, (sets, 1, g))
+    if k > 1:
+        shared = (shared + _effects(rng, shape, (sets, k, g))) / np.sqrt(2)
+    if unequal:
+        size = rng.lognormal(0.0, 0.7, (sets, 1, g))
+        scale = 1 / np.sqrt(size)
+        shared = shared * scale / np.sqrt((scale**2).mean(axis=2, keepdims=True))
+    return UNIT_SD * shared
+
+
+def _effects(rng: np.random.Generator, shape: str, size: tuple[int, ...]) -> np.ndarray:
+    if shape == "normal":
+        return rng.standard_normal(size)
+    if shape == "t3":
+        return rng.standard_t(3, size) / np.sqrt(3.0)
+    sign = -1.0 if shape.startswith("mirrored") else 1.0
+    return sign * (rng.standard_exponential(size) - 1.0)
+
+
+def _paired(differences: np.ndarray, family: int = 1, overlap: float = 0.0) -> Paired:
+    resamples = n_resamples(differences.shape[1], family)
+    return Paired.of(differences, resamples=resamples, overlap=overlap)
+
+
+def _one_cell(
+    rule: Rule, rng: np.random.Generator, sets: int, g: int, k: int, shape: str, unequal: bool
+) -> Iterator[Check]:
+    where = f"{g} units, {k} floor{'s' * (k > 1)}, {shape}, {'un' * unequal}equal sizes"
+    skewed = "exponential" in shape
+    promised = not skewed or g >= 20
+    nominal = {"above": ALPHA, "below": ALPHA, "same": ALPHA_SAME}
+    limit = {what: 0.05 if skewed else rate for what, rate in nominal.items()}
+    kinds = ("at least", "at most") if promised else ("shown", "shown")
+    differences = draw(rng, sets, k, g, shape, unequal=unequal)
+    # Floors all alike, or one near and the others far: where below and where above err most.
+    far = np.where(np.arange(k) > 0, FAR, 0.0)[None, :, None]
+    for layout, offset in (("tied floors", 0.0), ("one near floor", far)):
+        if k == 1 and layout != "tied floors":
+            continue
+        place = f"{where}, {layout}"
+        calls = rule(_paired(differences + offset), 0.0)
+        yield Check("coverage", calls.covered.mean(), sets, 0.93, kinds[0], place)
+        yield Check("false above", calls.above.mean(), sets, limit["above"], kinds[1], place)
+        yield Check("false below", calls.below.mean(), sets, limit["below"], kinds[1], place)
+        for truth in (-DELTA, DELTA):
+            calls = rule(_paired(differences + offset + truth), truth)
+            place = f"{where}, {layout}, gain {truth:+g}"
+            yield Check("false same", calls.same.mean(), sets, limit["same"], kinds[1], place)
+
+
+def _power(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
+    for gain, bound in ((0.05, 0.70), (0.10, 0.97)):
+        calls = rule(_paired(draw(rng, sets, 5, 20, "normal") + gain), gain)
+        place = f"20 units, 5 tied floors, gain {gain:+g}"
+        yield Check("power: above", calls.above.mean(), sets, bound, "at least", place)
+    for g, bound in ((40, 0.55), (80, 0.90)):
+        calls = rule(_paired(draw(rng, sets, 5, g, "normal")), 0.0)
+        place = f"{g} units, 5 tied floors, gain 0"
+        yield Check("power: same", calls.same.mean(), sets, bound, "at least", place)
+
+
+def _families(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
+    """Eight encoders without a gain: any "above", any "below", after Holm."""
+    if rule is not engine:  # Holm is the engine's
+        return
+    for g, k, shape in itertools.product(UNITS, FLOORS, ("normal", "t3")):
+        wrong = {"above": 0, "below": 0}
+        step = max(1, 2_000_000 // (FAMILY * k * g))
+        for first in range(0, sets, step):
+            n = min(step, sets - first)
+            differences = draw(rng, n * FAMILY, k, g, shape)
+            for what, test in (("above", verdict.p_above), ("below", verdict.p_below)):
+                # Holm's first step compares the smallest p with 0.025 / 8: t, the smaller p, says
+                # which families can reach it at all.
+                plain = test(dataclasses.replace(_paired(differences), resamples=0))
+                possible = plain.reshape(n, FAMILY).min(axis=1) < ALPHA / FAMILY
+                some = differences.reshape(n, FAMILY, k, g)[possible].reshape(-1, k, g)
+                if len(some):
+                    p = test(_paired(some, FAMILY)).reshape(-1, FAMILY)
+                    wrong[what] += sum(bool((verdict.holm(row) < ALPHA).any()) for row in p)
+        for what, count in wrong.items():
+            place = f"family of {FAMILY}, {g} units, {k} floors, {shape}"
+            yield Check(f"false {what}", count / sets, sets, ALPHA, "at most", place)
+
+
+def _selection(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
+    """The member of a family of 100 near-tied untrained encoders that *validation* chose."""
+    for g in (8, 20):
+        members = draw(rng, sets, MEMBERS, g, "normal")
+        members += rng.normal(0.0, 0.002, (sets, MEMBERS, 1))
+        truth = members * 0.0
+        validation = rng.normal(0.0, UNIT_SD / np.sqrt(g), (sets, MEMBERS))
+        chosen = validation.argmax(axis=1)[:, None, None]
+        floor = np.take_along_axis(members - truth, chosen, axis=1)
+        family = members if getattr(rule, "sees_the_family", False) else floor
+        place = f"{g} units, one of {MEMBERS} near-tied members"
+        calls = rule(_paired(family), 0.0)
+        yield Check("false above", calls.above.mean(), sets, ALPHA, "at most", place)
+        yield Check("false below", calls.below.mean(), sets, ALPHA, "at most", place)
+        calls = rule(_paired(family + 0.05), 0.05)
+        bound = 0.70 if g == 20 else 0.35
+        place += ", gain +0.05"
+        yield Check("power: above", calls.above.mean(), sets, bound, "at least", place)
+
+
+def _seeds(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
+    """A claim about a method, from 3 training seeds whose own effects are as large as units'."""
+    for g in (5, 12, 20):
+        unit = draw(rng, sets, 1, g, "normal")[:, None]  # [sets, 1, 1, g]
+        seed = rng.normal(0.0, UNIT_SD / 2, (sets, SEEDS, 1, 1))
+        noise = rng.normal(0.0, UNIT_SD / 4, (sets, SEEDS, 1, g))
+        scores = unit + seed + noise
+        spread = scores.mean(axis=3).var(axis=1, ddof=1) / SEEDS  # [sets, 1]
+        paired = Paired.of(
+            scores.mean(axis=1),
+            resamples=n_resamples(1, 1),
+            seed_variance=spread,
+            seed_df=SEEDS - 1,
+        )
+        calls = rule(paired, 0.0)
+        place = f"method, {SEEDS} seeds, {g} units"
+        yield Check("false above", calls.above.mean(), sets, ALPHA, "at most", place)
+        yield Check("false below", calls.below.mean(), sets, ALPHA, "at most", place)
+        careless = rule(_paired(scores.mean(axis=1)), 0.0)
+        place = f"the same, seeds' variance ignored, {g} units"
+        yield Check("false above", careless.above.mean(), sets, ALPHA, "shown", place)
+
+
+def _folds(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
+    """Folds with common training rows, correlated n_test / (n_test + n_train) = 1/G."""
+    for g in (5, 10, 20):
+        share = 1 / g
+        common = rng.standard_normal((sets, 1, 1)) * np.sqrt(share)
+        folds = UNIT_SD * (common + rng.standard_normal((sets, 1, g)) * np.sqrt(1 - share))
+        calls = rule(_paired(folds, overlap=g / (g - 1)), 0.0)
+        place = f"{g} folds with common training rows"
+        yield Check("coverage", calls.covered.mean(), sets, 0.93, "at least", place)
+        yield Check("false above", calls.above.mean(), sets, ALPHA, "at most", place)
+        careless = rule(_paired(folds), 0.0)
+        place += ", overlap ignored"
+        yield Check("false above", careless.above.mean(), sets, ALPHA, "shown", place)
+
+
+def _pseudo_values(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
+    """Balanced accuracy of units of one class each: not a mean over units."""
+    for g in (12, 24):
+        classes = np.arange(g) % 3
+        differences = UNIT_SD * rng.standard_normal((sets, g))  # of two accuracies, a unit
+        values = np.stack(
+            [pseudo_values(functools.partial(_balanced, row, classes), g) for row in differences]
+        )
+        calls = rule(_paired(values[:, None, :]), 0.0)
+        place = f"{g} units of one class each, 3 classes"
+        yield Check("coverage", calls.covered.mean(), sets, 0.93, "at least", place)
+        yield Check("false above", calls.above.mean(), sets, ALPHA, "at most", place)
+
+
+def _balanced(values: np.ndarray, classes: np.ndarray, kept: Sequence[int]) -> float:
+    """Mean over classes of the mean over the units that stay."""
+    rows = np.asarray(kept)
+    return float(np.mean([values[rows[classes[rows] == c]].mean() for c in np.unique(classes)]))
+
+
+def page(checks: list[Check], seconds: float, sets: int) -> str:
+    """`docs/statistics.md`."""
+    broken = [check for check in checks if not check.holds]
+    lines = [
+        "# What the verdicts promise, and what simulation finds",
+        "",
+        "    python -m bioimg_jax.statistics.calibrate --out=docs/statistics.md",
+        "",
+        f"{sets:,} simulated data sets a cell, {len(checks):,} rates, {seconds / 60:.0f} minutes. "
+        "A false rate holds while the 99.9 % Clopper-Pearson lower limit of what was counted is at "
+        "most nominal. Rows that are only shown carry no promise.",
+        "",
+        f"**{len(checks) - len(broken):,} of {len(checks):,} hold.**",
+        "",
+        "## The worst of each kind",
+        "",
+        "| what | bound | worst | where |",
+        "|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, float, str], list[Check]] = {}
+    for check in checks:
+        groups.setdefault((check.what, check.bound, check.kind), []).append(check)
+    for (what, bound, kind), members in sorted(groups.items()):
+        if kind == "shown":
+            continue
+        worst = (min if kind == "at least" else max)(members, key=lambda check: check.rate)
+        lines.append(f"| {what} | {kind} {bound:g} | {worst.rate:.3f} | {worst.where} |")
+    lines += ["", "## Without a promise", "", "| what | rate | where |", "|---|---|---|"]
+    for check in checks:
+        if check.kind == "shown" and _worth_showing(check):
+            lines.append(f"| {check.what} | {check.rate:.3f} | {check.where} |")
+    if broken:
+        lines += ["", "## Not kept", "", "| what | bound | rate | where |", "|---|---|---|---|"]
+        lines += [f"| {c.what} | {c.kind} {c.bound:g} | {c.rate:.3f} | {c.where} |" for c in broken]
+    return "\n".join(lines) + "\n"
+
+
+def _worth_showing(check: Check) -> bool:
+    return "exponential" not in check.where or (
+        check.what in ("coverage", "false above") and ", equal" in check.where
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the page; status 1 if a promise is not kept."""
+    parser = argparse.ArgumentParser(prog="python -m bioimg_jax.statistics.calibrate")
+    parser.add_argument("--out", type=Path, default=Path("docs/statistics.md"))
+    parser.add_argument("--sets", type=int, default=SETS, help="simulated data sets a cell")
+    given = parser.parse_args(arguments)
+    if given.sets < 100:
+        parser.error(f"--sets={given.sets}: expected at least 100")
+    start = time.monotonic()
+
+    def progress(text: str) -> None:
+        print(f"\r\033[K{time.monotonic() - start:5.0f} s  {text}", end="", file=sys.stderr)
+
+    checks = list(calibrate(sets=given.sets, progress=progress))
+    print(file=sys.stderr)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(page(checks, time.monotonic() - start, given.sets))
+    broken = [check for check in checks if not check.holds]
+    for check in broken:
+        print(f"not kept: {check.what} {check.rate:.3f}, {check.kind} {check.bound}: {check.where}")
+    print(f"{len(checks) - len(broken):,} of {len(checks):,} hold; {given.out}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Inference on the mean of per-unit differences: t, studentised bootstrap, sign flips, jackknife.
+
+Differences are [..., g], one number a unit of independence. Below `BOOTSTRAP_UNITS` units Student's
+t decides alone; from there on each p is the larger, each limit the wider, of t and the studentised
+bootstrap (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5).
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+
+BOOTSTRAP_UNITS = 20
+SIGN_FLIP_UNITS = 20  # 2^20 sign patterns are still listed one by one
+DECISIVE = 0.05  # no verdict rests on a larger p
+BLOCK_VALUES = 1 << 24  # pivots held at a time
+
+Needed = Callable[[np.ndarray], np.ndarray]
+
+
+def n_resamples(floors: int, family: int) -> int:
+    """Bootstrap resamples: at least 20 · K · M / 0.025 for K floors and a family of M tests."""
+    return max(4_000, math.ceil(20 * floors * family / 0.025))
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Means of differences [..., g], with their standard errors and degrees of freedom [...].
+
+    The squared standard error is (s²/g)(1 + overlap) + seed_variance: `overlap` is J · n_test /
+    n_train of cross-validation folds with common training rows (Nadeau & Bengio, Machine Learning
+    52, 2003, equation 9), `seed_variance` [...] the variance of a mean over training seeds,
+    s_seeds²/S with S - 1 = `seed_df` degrees of freedom; the sum has Satterthwaite's.
+    """
+
+    differences: np.ndarray
+    mean: np.ndarray
+    error: np.ndarray
+    df: np.ndarray
+    resamples: int
+
+    @classmethod
+    def of(
+        cls,
+        differences: np.ndarray,
+        *,
+        resamples: int,
+        overlap: float = 0.0,
+        seed_variance: np.ndarray | float = 0.0,
+        seed_df: int = 0,
+    ) -> "Paired":
+        d = np.asarray(differences, np.float64)
+        g = d.shape[-1]
+        mean = d.mean(axis=-1)
+        units = d.var(axis=-1, ddof=1) / g * (1.0 + overlap)
+        seeds = np.broadcast_to(np.asarray(seed_variance, np.float64), units.shape)
+        denominator = units**2 / (g - 1) + (seeds**2 / seed_df if seed_df else 0.0)
+        total = units + seeds
+        df = np.divide(
+            total**2, denominator, out=np.full_like(total, g - 1.0), where=denominator > 0
+        )
+        return cls(d, mean, np.sqrt(total), df, resamples)
+
+    @property
+    def constant(self) -> np.ndarray:
+        """Where the differences do not vary beyond rounding, and no t can be formed: bool [...]."""
+        scale = np.abs(self.differences).max(axis=-1)
+        return np.ptp(self.differences, axis=-1) <= 1e-9 * np.maximum(scale, 1e-3)
+
+    def p_greater(self, null: float | np.ndarray = 0.0, needed: Needed | None = None) -> np.ndarray:
+        """One-sided p [...] of "the mean is at most `null`"; small where it is greater.
+
+        `needed`: t's p [...] -> bool [...], where a decision may rest on the p; elsewhere the
+        bootstrap, which only enlarges it, is spared. By default where t's p is below `DECISIVE`.
+        """
+        return self._p(null, 1.0, needed)
+
+    def p_less(self, null: float | np.ndarray = 0.0, needed: Needed | None = None) -> np.ndarray:
+        """One-sided p [...] of "the mean is at least `null`"; small where it is less."""
+        return self._p(null, -1.0, needed)
+
+    def lower(self, confidence: float) -> np.ndarray:
+        """One-sided lower confidence limit [...] of the mean."""
+        return self.mean - self.error * self._reach(confidence, 1.0)
+
+    def upper(self, confidence: float) -> np.ndarray:
+        """One-sided upper confidence limit [...] of the mean."""
+        return self.mean + self.error * self._reach(confidence, -1.0)
+
+    def _p(self, null: float | np.ndarray, sign: float, needed: Needed | None) -> np.ndarray:
+        pivot = sign * (self.mean - null)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pivot = np.where(self.error > 0, pivot / self.error, np.sign(pivot) * np.inf)
+        pivot = np.where(np.isnan(pivot), 0.0, pivot)
+        p = np.asarray(stats.t.sf(pivot, self.df))
+        if self.differences.shape[-1] < BOOTSTRAP_UNITS:
+            return p
+        wanted = p < DECISIVE if needed is None else needed(p)
+        flat, pivots, rows = p.reshape(-1), pivot.reshape(-1), self._rows()
+        wanted = np.broadcast_to(wanted, p.shape).reshape(-1) & (rows.std(axis=1) > 0)
+        for part in _blocks(np.flatnonzero(wanted), self.resamples):
+            drawn = sign * bootstrap_pivots(rows[part], self.resamples)  # [resamples, n]
+            tail = (1 + (drawn >= pivots[part]).sum(axis=0)) / (1 + self.resamples)
+            flat[part] = np.maximum(flat[part], tail)
+        return flat.reshape(p.shape)
+
+    def _reach(self, confidence: float, sign: float) -> np.ndarray:
+        """How many standard errors a limit lies from the mean."""
+        reach = np.asarray(stats.t.ppf(confidence, self.df))
+        if self.differences.shape[-1] < BOOTSTRAP_UNITS:
+            return reach
+        flat, rows = np.broadcast_to(reach, self.mean.shape).reshape(-1).copy(), self._rows()
+        for part in _blocks(np.flatnonzero(rows.std(axis=1) > 0), self.resamples):
+            drawn = sign * bootstrap_pivots(rows[part], self.resamples)
+            quantile = np.quantile(drawn, confidence, axis=0, method="higher")
+            flat[part] = np.maximum(flat[part], quantile)
+        return flat.reshape(self.mean.shape)
+
+    def _rows(self) -> np.ndarray:
+        return self.differences.reshape(-1, self.differences.shape[-1])
+
+
+def bootstrap_pivots(differences: np.ndarray, resamples: int) -> np.ndarray:
+    """(mean* - mean) / error* float32 [resamples, n] of differences [n, g], units redrawn.
+
+    The redrawn units are the same for every row and every call (a fixed seed), so that a verdict
+    is a function of its data. A resample without variance has a pivot of ± infinity or 0.
+    """
+    g = differences.shape[1]
+    counts = _resampled_units(g, resamples)  # [resamples, g]
+    centred = differences - differences.mean(axis=1, keepdims=True)
+    centred = (centred / centred.std(axis=1, keepdims=True)).astype(np.float32)
+    mean = counts @ centred.T / np.float32(g)  # [resamples, n]
+    square = counts @ (centred**2).T / np.float32(g)
+    error = np.sqrt(np.maximum(square - mean**2, 0.0) / np.float32(g - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pivots = np.where(error > 1e-4, mean / error, np.sign(mean) * np.float32(np.inf))
+    return np.nan_to_num(pivots, nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+@functools.lru_cache(maxsize=4)
+def _resampled_units(g: int, resamples: int) -> np.ndarray:
+    """How often each unit is drawn, float32 [resamples, g]."""
+    rng = np.random.default_rng([g, resamples])
+    return rng.multinomial(g, np.full(g, 1 / g), size=resamples).astype(np.float32)
+
+
+def _blocks(rows: np.ndarray, resamples: int) -> list[np.ndarray]:
+    step = max(1, BLOCK_VALUES // resamples)
+    return [rows[i : i + step] for i in range(0, len(rows), step)]
+
+
+def sign_flip_p(differences: np.ndarray) -> float | None:
+    """Exact one-sided p of "symmetric about zero": the share of sign patterns [2^g] whose mean is
+    at least the observed one. At least 2^-g. None above `SIGN_FLIP_UNITS` units.
+    """
+    d = np.asarray(differences, np.float64)
+    if len(d) > SIGN_FLIP_UNITS:
+        return None
+    # Sums of all sign patterns, by doubling; a hair of slack for sums that differ by rounding.
+    sums = np.zeros(1)
+    for value in np.abs(d):
+        sums = np.concatenate([sums + value, sums - value])
+    slack = 1e-12 * np.abs(d).sum()
+    return float(np.mean(sums >= d.sum() - slack))
+
+
+def pseudo_values(metric: Callable[[Sequence[int]], float], units: int) -> np.ndarray:
+    """Jackknife pseudo-values [g] of a metric of several units, g θ - (g - 1) θ₋ᵢ.
+
+    `metric` is called with the positions of the units that stay; for a paired comparison it is the
+    *difference* of two scores. Their mean and variance stand for the metric's as per-unit values do
+    for a mean (Efron & Tibshirani 1993, section 11.5). A unit left out is absent from queries
+    *and* gallery: a duplicated or half-present profile would be its own neighbour.
+    """
+    everyone = tuple(range(units))
+    whole = metric(everyone)
+    without = [metric(rest) for rest in itertools.combinations(everyone, units - 1)][::-1]
+    return units * whole - (units - 1) * np.asarray(without)

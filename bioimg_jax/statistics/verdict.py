@@ -1,0 +1,440 @@
+"""Verdicts: is an encoder above, below or the same as the best of its floors, or can nobody tell?
+
+The gain of an encoder on a benchmark is
+
+    Delta = min over floors k of (score of the encoder - score of floor k),   paired, unit by unit
+
+over a closed list of floors that was named before the run. Its tests are made of the paired tests
+against each floor, p_k one-sided:
+
+    above   p = max_k p_k                    intersection-union: no price for the number of floors
+    below   p = min(1, K min_k p_k)          of the opposite side
+    same    the larger of two: no floor is better by delta, and some floor is not worse by delta
+
+and its interval is [min_k L_k(0.975), min_k U_k(1 - 0.025/K)]. The maximum over floors is never
+taken inside a resample: that counts its selection twice against the encoder.
+
+`calibrate.py` checks all of this by simulation.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bioimg_jax.statistics.intervals import MIN_UNITS
+from bioimg_jax.statistics.resampling import DECISIVE, Paired, n_resamples, sign_flip_p
+
+ABOVE, BELOW, SAME = "above", "below", "same"
+CONFOUNDED, SATURATED, CANNOT_TELL, NONE = "confounded", "saturated", "cannot tell", ""
+ALPHA = 0.025  # of "above" and of "below", each over the whole family
+ALPHA_SAME = 0.05
+DELTA = 0.03  # equivalence margin, in units of the metric
+UNIT_SD = 0.06  # of a difference, where none was observed
+MIN_PERMUTATIONS = math.ceil(1 / ALPHA)  # with fewer no permutation p can be significant
+
+PerUnit = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One encoder on the primary metric of one benchmark, with everything it is judged by.
+
+    values: a mapping unit -> score for each training seed, all over the same units.
+    floors: floor id -> unit -> score, over the same units; None for a listed floor that has not
+      been run.
+    omitted: floor id -> why it cannot apply; named in the verdict.
+    confounded: what the metadata audit says, "" where it has no objection.
+    metadata: unit -> score of the nuisance columns alone, which "above" has to beat too.
+    nuisance: the target is itself a nuisance column: scores, no verdict.
+    delta: equivalence margin, absolute.
+    ceiling: the best possible score where it is known.
+    overlap: J · n_test / n_train of cross-validation folds with common training rows, else 0.
+    rows: unit -> test rows behind its score, where the score is a share of right answers.
+    permutations: distinct label permutations, for a benchmark that is judged by them.
+    method: the claim is about the training method, not about these checkpoints; needs 2 seeds.
+    """
+
+    benchmark: str
+    encoder: str
+    values: Sequence[PerUnit]
+    floors: Mapping[str, PerUnit | None]
+    higher_is_better: bool | None = True
+    omitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    confounded: str = ""
+    metadata: PerUnit | None = None
+    nuisance: bool = False
+    delta: float = DELTA
+    ceiling: float | None = None
+    overlap: float = 0.0
+    rows: Mapping[str, int] | None = None
+    permutations: int | None = None
+    method: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A verdict and its reasons.
+
+    word: "above", "below", "same", "confounded", "saturated", "cannot tell", or "" for none.
+    why: one sentence; qualified_by: assumptions and omissions that go with it.
+    gain, interval: Delta and its unadjusted 95 % interval; nearest: the floor that decides it.
+    p_above, p_below: over the floors, before Holm; holm_above, holm_below: after it; p_same.
+    floors: floor id -> mean difference, lower and upper 95 % limit, exact sign-flip p.
+    units_needed: units whose half-width would be at most delta.
+    """
+
+    benchmark: str
+    encoder: str
+    word: str
+    why: str
+    n_units: int
+    gain: float | None = None
+    interval: tuple[float, float] | None = None
+    nearest: str | None = None
+    p_above: float | None = None
+    p_below: float | None = None
+    p_same: float | None = None
+    holm_above: float | None = None
+    holm_below: float | None = None
+    floors: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    units_needed: int | None = None
+    delta: float = DELTA
+    qualified_by: tuple[str, ...] = ()
+
+    def to_row(self) -> dict[str, Any]:
+        """The verdict as JSON takes it."""
+        row = dataclasses.asdict(self)
+        row["interval"] = None if self.interval is None else list(self.interval)
+        row["qualified_by"] = list(self.qualified_by)
+        return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """The tests of many gains at once: fields [...] of differences [..., k, g] to k floors."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p_above: np.ndarray
+    p_below: np.ndarray
+    p_same: np.ndarray
+
+
+def assess(paired: Paired, delta: float) -> Gain:
+    """`Gain` of paired differences [..., k, g]: encoder minus each of k floors."""
+    k = paired.mean.shape[-1]
+    return Gain(
+        value=paired.mean.min(axis=-1),
+        low=paired.lower(1 - ALPHA).min(axis=-1),
+        high=paired.upper(1 - ALPHA / k).min(axis=-1),
+        p_above=p_above(paired),
+        p_below=p_below(paired),
+        p_same=p_same(paired, delta),
+    )
+
+
+def p_above(paired: Paired, null: float | np.ndarray = 0.0) -> np.ndarray:
+    """p [...] of "Delta is at most `null`" (a number, or [..., 1]): each floor must be beaten."""
+
+    def needed(p: np.ndarray) -> np.ndarray:  # one floor that is not beaten decides for all
+        return p.max(axis=-1, keepdims=True) < DECISIVE
+
+    return paired.p_greater(null, needed).max(axis=-1)
+
+
+def p_below(paired: Paired, null: float | np.ndarray = 0.0) -> np.ndarray:
+    """p [...] of "Delta is at least `null`": some floor must beat the encoder, Bonferroni."""
+    k = paired.mean.shape[-1]
+    return np.minimum(1.0, k * paired.p_less(null, lambda p: k * p < DECISIVE).min(axis=-1))
+
+
+def p_same(paired: Paired, delta: float) -> np.ndarray:
+    """p [...] of "Delta is at most -delta or at least delta": two one-sided tests."""
+    return np.maximum(p_above(paired, -delta), p_below(paired, delta))
+
+
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6, 1979) of a family [m]."""
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, stepped)
+    return adjusted
+
+
+def units_needed(sd: float, delta: float, *, overlap: float = 0.0) -> int:
+    """Fewest units whose two-sided 95 % half-width of a mean difference is at most delta."""
+    g = MIN_UNITS
+    while stats.t.ppf(0.975, g - 1) * sd * math.sqrt((1 + overlap) / g) > delta:
+        g += max(1, g // 200)
+    return g
+
+
+def judge(cases: Sequence[Case]) -> list[Verdict]:
+    """The verdicts of a run.
+
+    The cases that a test decides are one family: Holm at 0.025 a direction. Not in it are those
+    that the audit, made before and without any score, has ruled out.
+
+    Raises:
+      ValueError: units of a floor that are not the encoder's, a value that is not finite.
+    """
+    evidence = [_Evidence.of(case, family=len(cases)) for case in cases]
+    tested = [
+        i
+        for i, (case, e) in enumerate(zip(cases, evidence, strict=True))
+        if e.gain is not None and not (e.missing or case.confounded or case.nuisance)
+    ]
+    gains = [gain for i in tested if (gain := evidence[i].gain) is not None]
+    above = holm([float(gain.p_above) for gain in gains])
+    below = holm([float(gain.p_below) for gain in gains])
+    adjusted = {i: (float(a), float(b)) for i, a, b in zip(tested, above, below, strict=True)}
+    return [
+        _decide(case, e, adjusted.get(i))
+        for i, (case, e) in enumerate(zip(cases, evidence, strict=True))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evidence:
+    """What a case's numbers say, before the family is known."""
+
+    units: list[str]
+    missing: list[str]  # listed floors that have not been run
+    refusal: str = ""  # why no test can be formed
+    gain: Gain | None = None
+    paired: Paired | None = None
+    names: tuple[str, ...] = ()
+    beats_metadata: float | None = None  # p of "not above the metadata"
+    best_upper: float | None = None  # upper limit of the best floor's own score
+    best: str = ""
+
+    @classmethod
+    def of(cls, case: Case, *, family: int) -> "_Evidence":
+        units = sorted(case.values[0])
+        values = np.stack([_aligned(case, case.encoder, seed, units) for seed in case.values])
+        run = {k: _aligned(case, k, v, units) for k, v in case.floors.items() if v is not None}
+        missing = [name for name, value in case.floors.items() if value is None]
+        if case.permutations is not None and case.permutations < MIN_PERMUTATIONS:
+            return cls(units, missing, f"there are only {case.permutations} distinct permutations")
+        if len(units) < MIN_UNITS:
+            return cls(units, missing, f"{len(units)} units are fewer than {MIN_UNITS}")
+        if not run or case.higher_is_better is None:
+            return cls(units, missing)
+        names, sign = tuple(run), 1.0 if case.higher_is_better else -1.0
+        differences = sign * (values[:, None, :] - np.stack([run[n] for n in names])[None])
+        resamples = n_resamples(len(names), family)
+        paired = _paired(case, differences, resamples)
+        settled = _settled(case, paired, values.mean(axis=0), names, run, units)
+        if isinstance(settled, str):
+            return cls(units, missing, settled)
+        beats = None
+        if case.metadata is not None:
+            rival = _aligned(case, "metadata", case.metadata, units)
+            against = _paired(case, sign * (values[:, None, :] - rival), resamples)
+            beats = float(p_above(against))
+        best = max(names, key=lambda name: sign * run[name].mean())
+        own = Paired.of(sign * run[best][None], resamples=resamples, overlap=case.overlap)
+        return cls(
+            units,
+            missing,
+            gain=settled,
+            paired=paired,
+            names=names,
+            beats_metadata=beats,
+            best_upper=float(own.upper(1 - ALPHA)[0]),
+            best=best,
+        )
+
+
+def _aligned(case: Case, name: str, values: PerUnit, units: list[str]) -> np.ndarray:
+    if sorted(values) != units:
+        odd = sorted(set(values) ^ set(units))
+        raise ValueError(f"{case.benchmark}: {name} and {case.encoder} differ in unit {odd[0]!r}")
+    array = np.array([values[unit] for unit in units], np.float64)
+    if not np.isfinite(array).all():
+        unit = units[int(np.argmin(np.isfinite(array)))]
+        raise ValueError(f"{case.benchmark}: {name} has no finite value in unit {unit!r}")
+    return array
+
+
+def _paired(case: Case, differences: np.ndarray, resamples: int) -> Paired:
+    """Of differences [seeds, k, g]: seeds are averaged; a method pays for their spread."""
+    seeds = len(differences)
+    if not case.method or seeds < 2:
+        return Paired.of(differences.mean(axis=0), resamples=resamples, overlap=case.overlap)
+    spread = differences.mean(axis=2).var(axis=0, ddof=1) / seeds  # [k]
+    return Paired.of(
+        differences.mean(axis=0),
+        resamples=resamples,
+        overlap=case.overlap,
+        seed_variance=spread,
+        seed_df=seeds - 1,
+    )
+
+
+def _settled(
+    case: Case,
+    paired: Paired,
+    values: np.ndarray,
+    names: tuple[str, ...],
+    floors: Mapping[str, np.ndarray],
+    units: list[str],
+) -> Gain | str:
+    """The gain's tests; where differences to a floor do not vary, by what rows inside units allow.
+
+    Without variance between units there is no t. Two shares of right answers over n rows differ by
+    no more than the width of their Clopper-Pearson intervals; that bound decides, or nobody can.
+    """
+    constant = paired.constant
+    if not constant.any():
+        return assess(paired, case.delta)
+    if case.rows is None:
+        floor = names[int(np.argmax(constant))]
+        return f"the difference to {floor} is the same in every unit, so its error is unknown"
+    n = sum(case.rows[unit] for unit in units)
+    k = len(names)
+    level = 1 - 2 * ALPHA / k
+    bounds = np.array(
+        [max(_binomial_width(share, n, level) for share in (values.mean(), floors[name].mean()))
+         for name in names]
+    )  # fmt: skip
+
+    def p(of_t: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        return np.where(constant, np.where(distance > bounds, 0.0, 1.0), of_t)
+
+    mean, delta = paired.mean, case.delta
+    low = np.where(constant, mean - bounds, paired.lower(1 - ALPHA))
+    high = np.where(constant, mean + bounds, paired.upper(1 - ALPHA / k))
+    gain = Gain(
+        value=mean.min(),
+        low=low.min(),
+        high=high.min(),
+        p_above=p(paired.p_greater(), mean).max(),
+        p_below=np.minimum(1.0, k * p(paired.p_less(), -mean).min()),
+        p_same=np.maximum(
+            p(paired.p_greater(-delta), mean + delta).max(),
+            np.minimum(1.0, k * p(paired.p_less(delta), delta - mean).min()),
+        ),
+    )
+    if min(gain.p_above, gain.p_below, gain.p_same) >= DECISIVE:
+        floor = names[int(np.argmax(constant))]
+        return (
+            f"the difference to {floor} is the same in every unit, and {n:,} test rows bound it "
+            f"to ± {bounds.max():.3f} only"
+        )
+    return gain
+
+
+def _binomial_width(share: float, n: int, confidence: float) -> float:
+    """Width of the Clopper-Pearson interval of `share` right answers of n."""
+    right = min(max(share, 0.0), 1.0) * n
+    tail = (1 - confidence) / 2
+    low = 0.0 if right <= 0 else float(stats.beta.ppf(tail, right, n - right + 1))
+    high = 1.0 if right >= n else float(stats.beta.ppf(1 - tail, right + 1, n - right))
+    return high - low
+
+
+def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | None) -> Verdict:
+    """The first rule that applies, in the order of precedence."""
+    notes = _notes(case, evidence)
+    base = Verdict(
+        case.benchmark, case.encoder, NONE, "", len(evidence.units), delta=case.delta,
+        qualified_by=notes,
+    )  # fmt: skip
+    gain, paired = evidence.gain, evidence.paired
+    if gain is not None and paired is not None:
+        nearest = int(np.argmin(paired.mean))
+        sd = float(paired.error[nearest] * math.sqrt(len(evidence.units) / (1 + case.overlap)))
+        base = dataclasses.replace(
+            base,
+            gain=float(gain.value),
+            interval=(float(gain.low), float(gain.high)),
+            nearest=evidence.names[nearest],
+            p_above=float(gain.p_above),
+            p_below=float(gain.p_below),
+            p_same=float(gain.p_same),
+            holm_above=None if adjusted is None else adjusted[0],
+            holm_below=None if adjusted is None else adjusted[1],
+            floors=_per_floor(paired, evidence.names),
+            units_needed=units_needed(sd or UNIT_SD, case.delta, overlap=case.overlap),
+        )
+
+    def verdict(word: str, why: str) -> Verdict:
+        return dataclasses.replace(base, word=word, why=why)
+
+    if case.nuisance:
+        return verdict(NONE, "the target is a nuisance column: scores, no verdict")
+    if case.higher_is_better is None:
+        return verdict(NONE, "no direction of this metric is better: shown, not ranked")
+    if case.confounded:
+        return verdict(CONFOUNDED, case.confounded)
+    if evidence.refusal:
+        return verdict(CANNOT_TELL, evidence.refusal)
+    if evidence.missing or gain is None or adjusted is None:
+        names = ", ".join(evidence.missing) or "any floor"
+        return verdict(NONE, f"listed floors have not been run: {names}")
+    sign = 1.0 if case.higher_is_better else -1.0
+    best_upper = -math.inf if evidence.best_upper is None else evidence.best_upper
+    if case.ceiling is not None and best_upper >= sign * case.ceiling - case.delta:
+        return verdict(
+            SATURATED,
+            f"the best floor, {evidence.best}, reaches up to {sign * best_upper:.3f}; the ceiling "
+            f"is {case.ceiling:.3f}",
+        )
+    detected = _detected(adjusted)
+    if gain.p_same < ALPHA_SAME:
+        return verdict(SAME, f"the gain is between ± {case.delta:g}{detected}")
+    if adjusted[1] < ALPHA:
+        return verdict(BELOW, f"{base.nearest} does better by {-float(gain.value):.3f}")
+    if adjusted[0] < ALPHA:
+        if evidence.beats_metadata is not None and evidence.beats_metadata >= ALPHA:
+            return verdict(
+                CONFOUNDED,
+                "above its floors, but not above what the metadata alone predict "
+                f"(p = {evidence.beats_metadata:.3g})",
+            )
+        return verdict(ABOVE, f"above every floor, {base.nearest} by {float(gain.value):.3f}")
+    return verdict(
+        CANNOT_TELL,
+        f"the interval of the gain is [{float(gain.low):.3f}, {float(gain.high):.3f}]; "
+        f"{base.units_needed} units would bring its half-width to {case.delta:g}",
+    )
+
+
+def _detected(adjusted: tuple[float, float]) -> str:
+    if adjusted[0] < ALPHA:
+        return ", and detectably above zero"
+    if adjusted[1] < ALPHA:
+        return ", and detectably below zero"
+    return ""
+
+
+def _notes(case: Case, evidence: _Evidence) -> tuple[str, ...]:
+    notes = [f"without {name}: {why}" for name, why in case.omitted.items()]
+    units, seeds = len(evidence.units), len(case.values)
+    if evidence.gain is not None and units < 20:
+        notes.append("assumes symmetric unit effects")
+    if evidence.gain is not None and not (case.method and seeds > 1):
+        notes.append("this checkpoint" if seeds == 1 else f"these {seeds} checkpoints")
+    return tuple(notes)
+
+
+def _per_floor(paired: Paired, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    low, high = paired.lower(1 - ALPHA), paired.upper(1 - ALPHA)
+    return {
+        name: {
+            "difference": float(paired.mean[i]),
+            "low": float(low[i]),
+            "high": float(high[i]),
+            "p_above": float(p),
+            "sign_flip_p": sign_flip_p(paired.differences[i]),
+        }
+        for i, (name, p) in enumerate(zip(names, paired.p_greater(), strict=True))
+    }

@@ -1,0 +1,99 @@
+"""The simulations, small: the engine keeps its promises, and rules that do not are caught."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bioimg_jax.statistics.calibrate import Calls, Check, calibrate, draw, main, page
+from bioimg_jax.statistics.resampling import Paired
+
+SMALL = {"sets": 400, "units": (5, 20, 40), "floors": (1, 5), "shapes": ("normal", "t3")}
+
+
+class MaximumInsideResample:
+    """Score minus the best floor, the maximum taken in each bootstrap resample: biased."""
+
+    sees_the_family = True
+
+    def __call__(self, paired: Paired, truth: float) -> Calls:
+        d = paired.differences  # encoder minus floor, so the best floor has the least
+        g = d.shape[-1]
+        counts = np.random.default_rng(0).multinomial(g, np.full(g, 1 / g), 400) / g
+        gains = np.stack([(d @ row).min(axis=-1) for row in counts])
+        low, high = np.quantile(gains, [0.025, 0.975], axis=0)
+        return Calls(low > 0, high < 0, (low > -0.03) & (high < 0.03),
+                     (low <= truth) & (truth <= high))  # fmt: skip
+
+
+def abstain(paired: Paired, truth: float) -> Calls:
+    """Never says anything, and is never wrong."""
+    never = np.zeros(paired.mean.shape[:-1], bool)
+    return Calls(never, never, never, ~never)
+
+
+def broken(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if not check.holds]
+
+
+def test_the_engine_keeps_its_promises() -> None:
+    checks = list(calibrate(**SMALL))
+    assert len(checks) > 100
+    assert {check.what for check in checks} >= {
+        "coverage", "false above", "false below", "false same", "power: above", "power: same",
+    }  # fmt: skip
+    assert not broken(checks)
+
+
+def test_the_maximum_inside_a_resample_is_caught() -> None:
+    found = broken(list(calibrate(MaximumInsideResample(), **SMALL)))
+    assert any(
+        check.what == "false below" and "near-tied members" in check.where for check in found
+    )
+    assert any(check.what == "coverage" for check in found)
+
+
+def test_a_rule_that_always_abstains_is_caught() -> None:
+    found = broken(list(calibrate(abstain, **SMALL)))
+    assert {check.what for check in found} == {"power: above", "power: same"}
+
+
+def test_drawn_differences_are_what_they_are_said_to_be() -> None:
+    for shape in ("normal", "exponential"):
+        d = draw(np.random.default_rng(0), 4_000, 3, 20, shape)
+        assert abs(d.mean()) < 0.001
+        assert abs(d.std() - 0.06) < 0.001
+        first, second = d[:, 0].ravel(), d[:, 1].ravel()
+        assert abs(np.corrcoef(first, second)[0, 1] - 0.5) < 0.02
+    assert np.mean(d**3) > 0
+    mirrored = draw(np.random.default_rng(0), 4_000, 3, 20, "mirrored exponential")
+    assert np.mean(mirrored**3) < 0
+
+
+def test_unequal_sizes_give_unequal_errors() -> None:
+    d = draw(np.random.default_rng(0), 20_000, 1, 8, "normal", unequal=True)
+    assert abs(d.std() - 0.06) < 0.002
+    kurtosis = np.mean(d**4) / np.mean(d**2) ** 2
+    assert kurtosis > 3.5
+
+
+def test_a_check_holds_by_what_its_rate_may_be() -> None:
+    assert Check("false above", 0.04, 400, 0.025, "at most", "").holds  # 16 of 400: within chance
+    assert not Check("false above", 0.08, 400, 0.025, "at most", "").holds
+    assert not Check("power: above", 0.69, 4_000, 0.70, "at least", "").holds
+    assert Check("coverage", 0.1, 400, 0.93, "shown", "").holds
+
+
+def test_the_page_tells_what_is_not_kept(tmp_path: Path) -> None:
+    checks = [
+        Check("coverage", 0.95, 4_000, 0.93, "at least", "20 units"),
+        Check("false above", 0.06, 4_000, 0.025, "at most", "5 units"),
+    ]
+    text = page(checks, 60.0, 4_000)
+    assert "**1 of 2 hold.**" in text and "## Not kept" in text and "5 units" in text
+
+
+def test_the_command_refuses_what_it_cannot_do() -> None:
+    try:
+        main(["--sets=5"])
+    except SystemExit as stop:
+        assert stop.code == 2

@@ -1,0 +1,106 @@
+"""Inference on per-unit differences, against SciPy and by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bioimg_jax.statistics import resampling
+from bioimg_jax.statistics.resampling import Paired, n_resamples, pseudo_values, sign_flip_p
+
+
+def differences(units: int, seed: int = 0, mean: float = 0.02) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 0.06, units)
+
+
+def test_t_is_scipys() -> None:
+    d = differences(9)
+    paired = Paired.of(d, resamples=100)
+    theirs = stats.ttest_1samp(d, 0.01, alternative="greater")
+    assert float(paired.p_greater(0.01)) == pytest.approx(theirs.pvalue, rel=1e-12)
+    less = stats.ttest_1samp(d, 0.01, alternative="less")
+    assert float(paired.p_less(0.01)) == pytest.approx(less.pvalue, rel=1e-12)
+    low, high = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+    assert float(paired.lower(0.975)) == pytest.approx(low, rel=1e-9)
+    assert float(paired.upper(0.975)) == pytest.approx(high, rel=1e-9)
+
+
+def test_overlap_widens_as_nadeau_and_bengio_have_it() -> None:
+    d = differences(5)
+    narrow, wide = Paired.of(d, resamples=100), Paired.of(d, resamples=100, overlap=1.25)
+    assert float(wide.error / narrow.error) == pytest.approx(np.sqrt(2.25))
+
+
+def test_seeds_add_their_variance_and_take_degrees_of_freedom() -> None:
+    d = differences(12)
+    units = d.var(ddof=1) / 12
+    paired = Paired.of(d, resamples=100, seed_variance=np.array(0.001), seed_df=2)
+    assert float(paired.error) == pytest.approx(np.sqrt(units + 0.001))
+    satterthwaite = (units + 0.001) ** 2 / (units**2 / 11 + 0.001**2 / 2)
+    assert float(paired.df) == pytest.approx(satterthwaite)
+
+
+def test_from_20_units_on_p_is_the_larger_and_limits_are_the_wider() -> None:
+    rng = np.random.default_rng(1)
+    d = rng.exponential(0.06, (40, 20)) - 0.03  # skewed: t and bootstrap differ
+    paired = Paired.of(d, resamples=4_000)
+    error = d.std(axis=1, ddof=1) / np.sqrt(20)
+    t_low = d.mean(axis=1) - error * stats.t.ppf(0.975, 19)
+    t_high = d.mean(axis=1) + error * stats.t.ppf(0.975, 19)
+    assert (paired.lower(0.975) <= t_low + 1e-12).all()
+    assert (paired.upper(0.975) >= t_high - 1e-12).all()
+    assert (paired.upper(0.975) > t_high + 1e-3).mean() > 0.5  # a long right tail
+    t_p = stats.t.sf(d.mean(axis=1) / error, 19)
+    assert (paired.p_greater() >= t_p - 1e-12).all()
+
+
+def test_bootstrap_pivots_are_those_of_redrawn_units() -> None:
+    d = differences(20)[None]
+    counts = resampling._resampled_units(20, 50)
+    pivots = resampling.bootstrap_pivots(d, 50)[:, 0]
+    for row, pivot in zip(counts.astype(int), pivots, strict=True):
+        redrawn = np.repeat(d[0], row)
+        expected = (redrawn.mean() - d.mean()) / (redrawn.std() / np.sqrt(19))
+        assert pivot == pytest.approx(expected, rel=1e-3)
+
+
+def test_p_and_limit_of_the_bootstrap_say_the_same() -> None:
+    d = np.random.default_rng(3).normal(0.02, 0.06, (60, 24))
+    paired = Paired.of(d, resamples=4_000)
+    for null in (-0.01, 0.0, 0.01):
+        significant = paired.p_greater(null) < 0.025
+        beyond = paired.lower(0.975) > null
+        assert (significant == beyond).mean() > 0.97  # the limit is a quantile, p is a count
+
+
+def test_sign_flips_are_exact() -> None:
+    d = differences(7, seed=4)
+    patterns = np.array(list(itertools.product([-1, 1], repeat=7)))
+    expected = np.mean(patterns @ np.abs(d) >= d.sum() - 1e-12)
+    assert sign_flip_p(d) == pytest.approx(expected)
+    assert sign_flip_p(np.ones(6)) == 2**-6
+    assert sign_flip_p(np.ones(21)) is None
+
+
+def test_pseudo_values_of_a_mean_are_the_values() -> None:
+    d = differences(6)
+    values = pseudo_values(lambda kept: float(d[list(kept)].mean()), 6)
+    np.testing.assert_allclose(values, d, atol=1e-12)
+
+
+def test_pseudo_values_of_a_variance_give_its_unbiased_estimate() -> None:
+    d = differences(15, seed=2)
+    values = pseudo_values(lambda kept: float(d[list(kept)].var()), 15)
+    assert values.mean() == pytest.approx(d.var(ddof=1), rel=1e-9)
+
+
+def test_resamples_follow_the_family() -> None:
+    assert n_resamples(5, 8) == 32_000
+    assert n_resamples(20, 8) == 128_000
+    assert n_resamples(1, 1) == 4_000
+
+
+def test_constant_differences_are_seen() -> None:
+    d = np.stack([np.full(6, 0.1), differences(6), np.zeros(6)])
+    assert Paired.of(d, resamples=10).constant.tolist() == [True, False, True]
