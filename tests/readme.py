@@ -1,4 +1,4 @@
-"""The commands that README.md shows, for the tests that run them."""
+"""The commands that README.md and others show, for the tests that run them."""
 
 import re
 import shlex
@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def commands() -> list[list[str]]:
-    """Every line of every bash block, as words."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def commands(path: Path = ROOT / "README.md") -> list[list[str]]:
+    """Every line of every bash block of a page, as words."""
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line) for line in lines if line.strip()]
 

@@ -45,11 +45,14 @@ class BadImage(Exception):
     def __init__(self, file: str, row: int, why: str):
         super().__init__(file, row, why)  # all arguments, so that it survives pickling
         self.file = file
-        self.row = row  # 1 for the first row after the header of the file that lists the images
+        self.row = (
+            row  # 1: first after the header of the file that lists the images; 0: no such row
+        )
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.file} (row {self.row} of the index): {self.why}"
+        row = f" (row {self.row} of the index)" if self.row else ""
+        return f"{self.file}{row}: {self.why}"
 
 
 @dataclasses.dataclass(frozen=True)
