@@ -122,7 +122,7 @@ def participation_ratio(features: np.ndarray) -> float:
 def alpha_req(features: np.ndarray, *, fit: tuple[int, int] = SPECTRUM_FIT) -> float:
     """Exponent α of λ_i ∝ i^-α, the decay of the covariance spectrum; centred.
 
-    Agrawal et al., NeurIPS 2022, section 3. Least squares of log λ on log i with weights 1/i, so
+    Agrawal et al., NeurIPS 2022. Least squares of log λ on log i with weights 1/i, so
     that every octave of the spectrum counts alike, over eigenvalues `fit[0]` to `fit[1]`; the end
     is brought forward to half of the non-zero ones, because a sample bends the spectrum down there.
     nan where fewer than `MIN_FITTED` remain.
@@ -140,7 +140,7 @@ def alpha_req(features: np.ndarray, *, fit: tuple[int, int] = SPECTRUM_FIT) -> f
 def lidar(features: np.ndarray, groups: np.ndarray) -> float:
     """Effective rank of the linear discriminants that tell objects apart; at most objects − 1.
 
-    Thilak et al., ICLR 2024, equations 1-3: exp of the entropy of the eigenvalues of
+    Thilak et al., ICLR 2024: exp of the entropy of the eigenvalues of
     Σ_w^-1/2 Σ_b Σ_w^-1/2. An object (groups [n]) is an image in several views, or a treatment in
     replicates; every object weighs the same in Σ_b. Objects that differ by noise alone score high:
     noise has every direction. Two deviations: the ridge on Σ_w is 1e-4 of its mean variance, where
@@ -231,7 +231,7 @@ def mean_pairwise_cosine(features: np.ndarray) -> float:
 def hubness(features: np.ndarray, *, k: int = HUB_NEIGHBOURS) -> float:
     """Skewness of how often a row is among the k nearest of the others, by cosine; not centred.
 
-    Radovanović et al., JMLR 11 (2010), equation 1, there for any distance; cosine here because
+    Radovanović et al., JMLR 11 (2010), there for any distance; cosine here because
     retrieval uses it. 0 where every row is chosen equally often; equal rows share the choice. nan
     for k rows or fewer.
     """

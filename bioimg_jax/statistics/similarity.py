@@ -82,7 +82,7 @@ def cka(x: np.ndarray, y: np.ndarray, *, unbiased: bool = False) -> float:
 def procrustes(x: np.ndarray, y: np.ndarray) -> float:
     """min over orthogonal Q of ‖A - BQ‖², A and B centred and of unit Frobenius norm; 0 to 2.
 
-    ‖A‖² + ‖B‖² - 2 ‖AᵀB‖_* (Ding et al., NeurIPS 2021, section 2), with the nuclear norm; the
+    ‖A‖² + ‖B‖² - 2 ‖AᵀB‖_* (Ding et al., NeurIPS 2021), with the nuclear norm; the
     narrower side counts as padded with zeros. nan where all rows of a side are equal.
     """
     products = _Products.of(x, y)

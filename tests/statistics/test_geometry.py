@@ -175,7 +175,7 @@ def test_lidar_counts_the_directions_that_tell_objects_apart():
 def test_lidar_agrees_with_the_whitened_matrix():
     x, groups = normal(120, 5) + np.repeat(normal(30, 5, seed=1), 4, axis=0), np.arange(120) // 4
     stacked = x.reshape(30, 4, 5)
-    within = np.square(1.0) * sum((s - s.mean(axis=0)).T @ (s - s.mean(axis=0)) for s in stacked)
+    within = sum((s - s.mean(axis=0)).T @ (s - s.mean(axis=0)) for s in stacked)
     within = within / 90
     within += 1e-4 * np.trace(within) / 5 * np.eye(5)
     values, vectors = np.linalg.eigh(within)
