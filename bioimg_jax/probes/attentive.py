@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from bioimg_jax.errors import InputError
-from bioimg_jax.probes.linear import _moments, padded_rows
+from bioimg_jax.probes.linear import moments, padded_rows
 
 STRENGTHS: tuple[float, ...] = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)
 TOLERANCE = 1e-5  # gradient norm relative to the one at the start
@@ -109,7 +109,7 @@ def fit_attentive(
     _check(tokens, labels, n_classes, strengths)
     strengths = tuple(sorted((float(s) for s in strengths), reverse=True))
     n, t, d = tokens.shape
-    mean, inverse_scale = _moments(tokens.reshape(n * t, d), np.ones(n * t))
+    mean, inverse_scale = moments(tokens.reshape(n * t, d), np.ones(n * t))
     # Rows beyond n are padding of weight 0, so that nearby sizes share one compiled program.
     rows = padded_rows(n)
     standardised = jnp.asarray(_standardised(tokens, mean, inverse_scale, rows))

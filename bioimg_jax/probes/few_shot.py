@@ -27,7 +27,7 @@ import numpy as np
 
 from bioimg_jax.errors import InputError
 from bioimg_jax.probes.knn import expected_votes
-from bioimg_jax.probes.linear import _moments, padded_rows
+from bioimg_jax.probes.linear import moments, padded_rows
 
 SHOTS: tuple[int, ...] = (1, 2, 4, 8, 16)
 DRAWS = 20
@@ -129,7 +129,7 @@ def fit_few_shot(
     labels, units = np.asarray(labels, np.int32), np.asarray(units)
     _check(features, labels, units, n_classes, seed, shots, draws, distance)
     shots = sorted({int(k) for k in shots})
-    mean, inverse_scale = _moments(features, np.ones(len(labels)))
+    mean, inverse_scale = moments(features, np.ones(len(labels)))
     unit_names, unit = np.unique(units, return_inverse=True)
     pair = labels.astype(np.int64) * len(unit_names) + unit  # one for each class and unit
     drawn, n_units = _draw(np.unique(pair), len(unit_names), n_classes, seed, draws, max(shots))

@@ -103,7 +103,7 @@ def fit_linear(
     width = features.shape[1]
 
     # One more column of ones carries the bias; rows beyond n are padding of weight 0.
-    mean, inverse_scale = _moments(features, weights)
+    mean, inverse_scale = moments(features, weights)
     rows = padded_rows(len(labels))
     padded = np.zeros((rows, width), np.float32)
     np.subtract(features, mean, out=padded[: len(labels)], casting="same_kind")
@@ -171,7 +171,7 @@ def _check(
         raise InputError(f"feature {column} of training row {row} is not finite")
 
 
-def _moments(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean and 1/sd [d]; in float64, where the order of the rows leaves no trace."""
     share = weights / weights.sum()
     mean = np.zeros(features.shape[1])
