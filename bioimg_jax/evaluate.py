@@ -17,6 +17,7 @@ import numpy as np
 import bioimg_jax
 from bioimg_jax import mesh as meshes
 from bioimg_jax.benchmarks.classification import classification_scores
+from bioimg_jax.benchmarks.ladder import cases, floor_ids
 from bioimg_jax.benchmarks.score import Score, headline_rows
 from bioimg_jax.checkpoint import Checkpoints
 from bioimg_jax.data.dataset import Dataset
@@ -31,10 +32,11 @@ from bioimg_jax.representations.pixels import PixelRepresentation
 from bioimg_jax.representations.representation import Representation, stream_features
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
+from bioimg_jax.statistics.verdict import Verdict, judge
 from bioimg_jax.train import Config, Preempted, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 EXAMPLES_SHOWN = 3
 PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
 # Random initialisations must not share their draws with a training run of a small seed.
@@ -124,9 +126,17 @@ def evaluate(
             if stop.received:
                 raise Preempted("stopped while evaluating; finished feature tables are kept")
     scores += averaged_over_seeds(scores, folds)
-    scores = [
-        dataclasses.replace(score, verdict=audits[score.target]["verdict"]) for score in scores
-    ]
+    about = [_about(target, dataset, rows, folds, audits[target.name]) for target in targets]
+    overlap = {
+        name: train_overlap([f.train for f in parts], [f.test for f in parts])
+        for name, parts in folds.items()
+    }
+    verdicts = judge(
+        cases(
+            scores, about, floor_ids(settings["floors"]), delta=settings["delta"], overlap=overlap
+        )
+    )
+    scores = _with_verdicts(scores, audits, verdicts)
     _write_examples(run, dataset, workdir)
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -149,9 +159,9 @@ def evaluate(
                 for target in targets
             },
         },
-        "targets": [
-            _about(target, dataset, rows, folds, audits[target.name]) for target in targets
-        ],
+        "targets": about,
+        "floors": list(floor_ids(settings["floors"])),
+        "verdicts": [verdict.to_row() for verdict in verdicts],
         "scores": [score.to_row() for score in scores],
     }
     return results
@@ -408,6 +418,9 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     for encoder in encoders:
         _poolings(settings, encoder)
     _strengths(settings)
+    floor_ids(settings["floors"])
+    if not 0 < settings["delta"] < 1:
+        raise InputError(f"evaluate.delta: {settings['delta']}, expected between 0 and 1")
     _subset(run, dataset, dataset.declaration.targets, "max_examples")
 
 
@@ -493,6 +506,23 @@ def _about(
     }
 
 
+def _with_verdicts(
+    scores: Sequence[Score], audits: Mapping[str, Any], verdicts: Sequence[Verdict]
+) -> list[Score]:
+    """A verdict stands in the row of the layer that validation chose, an audit's in every row."""
+    words = {(verdict.benchmark, verdict.encoder): verdict.word for verdict in verdicts}
+    last = {(score.target, score.representation): score for score in scores}  # the chosen one
+    return [
+        dataclasses.replace(
+            score,
+            verdict=words[key]
+            if (key := (score.target, score.representation)) in words and last[key] is score
+            else audits[score.target]["verdict"],
+        )
+        for score in scores
+    ]
+
+
 def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
     """Pictures of what the objective makes of a few images, if it makes pictures."""
     reconstruct = getattr(run.objective, "reconstruct", None)
@@ -560,12 +590,10 @@ def summary(results: Mapping[str, Any]) -> str:
     lines = []
     for target in results["targets"]:
         rows = headline_rows(results["scores"], target["name"])
-        note = (
-            "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
-        ) or "floors below"
+        note = "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
         lines.append(
             f"\n{target['name']}: {rows[0]['metric']}, {target['n_classes']} classes, "
-            f"chance {rows[0]['chance']:.3f} ({note})"
+            f"chance {rows[0]['chance']:.3f}" + (f" ({note})" if note else "")
         )
         for row in rows:
             interval = row["interval"]
@@ -573,4 +601,8 @@ def summary(results: Mapping[str, Any]) -> str:
             spread = row["settings"].get("seed_sd")
             seeds = "" if spread is None else f"  sd over seeds {spread:.3f}"
             lines.append(f"  {row['representation']:<24} {row['value']:.3f}  {shown}{seeds}")
+        for verdict in results["verdicts"]:
+            if verdict["benchmark"] == target["name"] and not target["nuisance"]:
+                word = verdict["word"] or "no verdict"
+                lines.append(f"  verdict on {verdict['encoder']}: {word} - {verdict['why']}")
     return "\n".join(lines)

@@ -71,6 +71,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "blocks": 2,  # depths to probe, the last one included
                 "poolings": "cls,mean",
                 "strengths": "1e-1,1e-2,1e-3,1e-4,1e-5",  # lambda of the linear probe
+                # What a score is held against, listed before the run: benchmarks/ladder.py.
+                "floors": "chance,pixels,twin,selected",
+                "delta": 0.03,  # differences below it are "the same"
                 "batch_size": 256,
                 "max_examples": 0,  # probed at most, drawn at random; 0: all
                 "probe_examples": 2000,  # the same for the score on the way

@@ -93,7 +93,7 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
 
 def check_rows(results: dict, *, inductive: bool) -> None:
     """Every representation has a row on every target, and every row its fields."""
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     needed = {
         "benchmark", "target", "split", "metric", "representation", "kind", "block", "pooling",
         "seed", "value", "per_unit", "interval", "n_units", "exposure", "search_budget", "settings",
@@ -115,6 +115,19 @@ def check_rows(results: dict, *, inductive: bool) -> None:
     assert all(row["settings"]["content_hash"] for row in results["scores"])
     names = {row["representation"] for row in results["scores"]}
     assert ("mae_vit_inductive" in names) == inductive
+    judged = {verdict["benchmark"]: verdict for verdict in results["verdicts"]}
+    assert set(judged) == {target["name"] for target in results["targets"]}
+    for target in results["targets"]:
+        verdict = judged[target["name"]]
+        assert verdict["encoder"] == "mae_vit" and verdict["why"]
+        chosen = [row for row in results["scores"] if row["target"] == target["name"]
+                  and row["representation"] == "mae_vit"][-1]  # fmt: skip
+        assert chosen["verdict"] == verdict["word"]
+        if target["nuisance"]:
+            assert verdict["word"] == ""
+        else:
+            assert verdict["word"] == (target["verdict"] or verdict["word"]) != ""
+            assert set(verdict["floors"]) == {"chance", "pixels", "twin", "selected"}
 
 
 @pytest.mark.data
@@ -165,6 +178,7 @@ def test_permuted_labels_are_at_chance_from_end_to_end(
     results = json.loads((workdir / "results.json").read_text())
     rows = [row for row in results["scores"] if row["seed"] is not None]
     assert len(rows) > 50
+    assert not [v for v in results["verdicts"] if v["word"] == "above"]
     for target in {row["target"] for row in rows}:
         above = [row["value"] - row["chance"] for row in rows if row["target"] == target]
         assert abs(np.mean(above)) < 0.06, target
@@ -199,6 +213,8 @@ def test_dry_run_tells_and_writes_nothing(
         ("--config.objective.name=dyno", "objective.name: 'dyno'"),
         ("--config.evaluate.strengths=strong", "evaluate.strengths: 'strong', expected numbers"),
         ("--config.evaluate.poolings=maen", "evaluate.poolings: 'maen', expected some of cls"),
+        ("--config.evaluate.floors=pixels,pixels", "evaluate.floors: 'pixels,pixels', expected"),
+        ("--config.evaluate.delta=0", "evaluate.delta: 0.0, expected between 0 and 1"),
         ("--config.evaluate.blocks=0", "evaluate.blocks: 0, expected at least 1"),
         ("--config.evaluate.max_examples=9", "evaluate.max_examples: 9 is too few: class"),
         ("--config.evaluate.probe_examples=9", "evaluate.probe_examples: 9 is too few: class"),

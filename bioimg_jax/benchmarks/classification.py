@@ -91,6 +91,7 @@ def classification_scores(
             exposure=exposure,
             search_budget=budget,
             other_metrics=pooled,
+            unit_rows=_unit_rows(task, folds),
             settings={**shared, "folds": [run.settings for run in chosen]},
         )
 
@@ -257,6 +258,17 @@ def _test_metrics(
         "auroc": float(np.mean(aurocs)) if aurocs else None,
     }  # fmt: skip
     return {task.unit_names[unit]: value for unit, value in per_unit.items()}, pooled
+
+
+def _unit_rows(task: _Task, folds: Sequence[Fold]) -> dict[str, int]:
+    """Rows behind each test unit's value: the smallest class of the unit, times its classes."""
+    rows = np.concatenate([fold.test for fold in folds])
+    counts = np.zeros((len(task.unit_names), len(task.classes)), int)
+    np.add.at(counts, (task.units[rows], task.labels[rows]), 1)
+    return {
+        task.unit_names[unit]: int(held.min() * len(held))
+        for unit, held in ((u, counts[u][counts[u] > 0]) for u in np.unique(task.units[rows]))
+    }
 
 
 def _auroc(labels: np.ndarray, logits: np.ndarray) -> float | None:

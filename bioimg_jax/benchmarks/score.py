@@ -16,7 +16,9 @@ class Score:
     chance, ceiling: of the metric; ceiling None where unknown.
     exposure: what the encoder saw of the test side: "none", "images", "labels" or "unknown".
     search_budget: how many candidates validation chose from.
-    verdict: "" until the verdict engine has spoken.
+    unit_rows: test rows behind each unit's value, as many as an even sample of its classes has.
+    verdict: of the encoder's chosen layer, from `statistics.verdict`; "confounded" for every row of
+      a target that the audit has ruled out; else "".
     """
 
     benchmark: str
@@ -39,6 +41,7 @@ class Score:
     search_budget: int
     other_metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unit_rows: dict[str, int] = dataclasses.field(default_factory=dict)
     verdict: str = ""
 
     def to_row(self) -> dict[str, Any]:

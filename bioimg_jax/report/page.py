@@ -14,7 +14,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND_ORDER = ("trained", "imported", "untrained", "pixels")
 
 
@@ -40,7 +40,7 @@ def write_report(workdir: Path) -> Path:
         training=_training(entries),
         normalised=config.get("objective", {}).get("normalise_targets", False),
         pictures=_pictures(workdir / "examples.npz", results["data"]["channels"]),
-        targets=[_target(target, results["scores"]) for target in results["targets"]],
+        targets=[_target(target, results) for target in results["targets"]],
         settings=_flatten(config),
     )  # fmt: skip
     path = workdir / "report.html"
@@ -59,6 +59,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["signed"] = lambda value: f"{value:+.3f}"
+    environment.filters["capfirst"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     return environment
@@ -94,12 +96,14 @@ def _pictures(path: Path, channels: list[str]) -> str:
     return figures.as_data_uri(figures.reconstructions(pictures, channels), kind="png")
 
 
-def _target(target: Mapping[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
+def _target(target: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    scores = results["scores"]
     mine = [row for row in scores if row["target"] == target["name"]]
     shown = headline_rows(scores, target["name"])  # all layers and seeds are in a table below
     shown.sort(key=lambda row: (_order(row["kind"]), row["representation"]))
     chart = figures.as_data_uri(figures.target_chart(shown)) if shown else ""
-    return {"about": target, "shown": shown, "all": mine, "chart": chart}
+    verdicts = [v for v in results["verdicts"] if v["benchmark"] == target["name"]]
+    return {"about": target, "shown": shown, "all": mine, "chart": chart, "verdicts": verdicts}
 
 
 def _order(kind: str) -> int:
@@ -126,8 +130,11 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
             f"{twin['value']:.3f}, chance {trained['chance']:.3f} "
             f"({trained['metric'].replace('_', ' ')})"
         )
-        if target["verdict"]:
-            sentence += f" – {target['verdict']}"
+        for verdict in results["verdicts"]:
+            if (verdict["benchmark"], verdict["encoder"]) == (
+                target["name"], trained["representation"],
+            ):  # fmt: skip
+                sentence += f" – {verdict['word'] or 'no verdict'}: {verdict['why']}"
         sentences.append(sentence + ".")
         for row in rows:
             if held_out := row["settings"].get("held_out"):

@@ -65,7 +65,7 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None
     }
     nuisance = {**target, "name": "plate", "nuisance": True, "verdict": "", "reason": ""}
     results = {
-        "schema_version": 1,
+        "schema_version": 2,
         "bioimg_jax": "0.1.0",
         "run": {
             "command": f"python -m bioimg_jax.main {name}",
@@ -84,6 +84,20 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None
             "n_pretraining": 100,
         },
         "targets": [target, nuisance],
+        "floors": ["chance", "pixels", "twin"],
+        "verdicts": [
+            {
+                "benchmark": "compound",
+                "encoder": "mae_vit",
+                "word": "confounded",
+                "why": f"column well determines compound ({name})",
+                "gain": 0.04,
+                "interval": [-0.01, 0.09],
+                "nearest": "pixels",
+                "delta": 0.03,
+                "qualified_by": ["assumes symmetric unit effects"],
+            }
+        ],
         "scores": [*rows, row("pixels", 0.9, target="plate", block="pixels", verdict="")],
     }
     (folder / "config.json").write_text(json.dumps({"name": name, "train": {"steps": 20}}))
@@ -114,6 +128,8 @@ def test_page_shows_every_score_beside_its_floors(tmp_path: Path) -> None:
     assert 'badge confounded">confounded' in page
     assert "column well determines compound" in page
     assert "plate=P1 alone: 0.600 when trained without its images, 0.630 when trained with" in page
+    assert "<b>mae_vit: confounded.</b> Column well determines compound" in page
+    assert "+0.040 [-0.010," in page and "decided by pixels" in page
     assert "DNA, RNA" in page
     assert page.count("<img") == 5  # two curves, the pictures, a chart a target
 
@@ -148,7 +164,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         write_report(tmp_path)
     write_run(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
-    with pytest.raises(InputError, match="schema_version 99; expected 1"):
+    with pytest.raises(InputError, match="schema_version 99; expected 2"):
         write_report(tmp_path)
 
 
