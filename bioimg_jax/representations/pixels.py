@@ -71,10 +71,12 @@ class PixelRepresentation:
 
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         images = batch["image"]
-        return {
-            "downsampled": downsampled_pixels(images),
-            "pixels": pixel_statistics(images, tissue=self._tissue),
-        }
+        # An accelerator's quick products would round to three digits.
+        with jax.default_matmul_precision("highest"):
+            return {
+                "downsampled": downsampled_pixels(images),
+                "pixels": pixel_statistics(images, tissue=self._tissue),
+            }
 
 
 @functools.partial(jax.jit, static_argnames="tissue")

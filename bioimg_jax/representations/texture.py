@@ -63,7 +63,9 @@ class TextureBankRepresentation:
         self.layers = {"texture": len(self.feature_names)}
 
     def features(self, batch: Batch) -> dict[str, jax.Array]:
-        return {"texture": texture_statistics(batch["image"])}
+        # An accelerator's quick products would round to three digits.
+        with jax.default_matmul_precision("highest"):
+            return {"texture": texture_statistics(batch["image"])}
 
 
 @jax.jit
