@@ -11,7 +11,18 @@ import numpy as np
 
 Batch = Mapping[str, Any]  # "image" [b, h, w, c] storage dtype, "index" int [b], "mask" bool [b]
 
-KINDS = ("trained", "untrained", "imported", "pixels", "count", "layout", "texture", "truth")
+KINDS = (
+    "trained",
+    "untrained",
+    "imported",
+    "pixels",
+    "count",
+    "layout",
+    "combined",  # several of the others side by side
+    "noise",  # does not look at the images
+    "texture",
+    "truth",
+)
 
 
 class Representation(Protocol):
