@@ -34,7 +34,8 @@ class Paired:
     The squared standard error is (s²/g)(1 + overlap) + seed_variance: `overlap` is J · n_test /
     n_train of cross-validation folds with common training rows (Nadeau & Bengio, Machine Learning
     52, 2003, equation 9), `seed_variance` [...] the variance of a mean over training seeds,
-    s_seeds²/S with S - 1 = `seed_df` degrees of freedom; the sum has Satterthwaite's.
+    s_seeds²/S with S - 1 = `seed_df` degrees of freedom; the sum has Satterthwaite's. With
+    `resamples` 0 there is no bootstrap, whatever the number of units.
     """
 
     differences: np.ndarray
@@ -97,7 +98,7 @@ class Paired:
             pivot = np.where(self.error > 0, pivot / self.error, np.sign(pivot) * np.inf)
         pivot = np.where(np.isnan(pivot), 0.0, pivot)
         p = np.asarray(stats.t.sf(pivot, self.df))
-        if self.differences.shape[-1] < BOOTSTRAP_UNITS:
+        if not self._bootstrapped:
             return p
         wanted = p < DECISIVE if needed is None else needed(p)
         flat, pivots, rows = p.reshape(-1), pivot.reshape(-1), self._rows()
@@ -111,7 +112,7 @@ class Paired:
     def _reach(self, confidence: float, sign: float) -> np.ndarray:
         """How many standard errors a limit lies from the mean."""
         reach = np.asarray(stats.t.ppf(confidence, self.df))
-        if self.differences.shape[-1] < BOOTSTRAP_UNITS:
+        if not self._bootstrapped:
             return reach
         flat, rows = np.broadcast_to(reach, self.mean.shape).reshape(-1).copy(), self._rows()
         for part in _blocks(np.flatnonzero(rows.std(axis=1) > 0), self.resamples):
@@ -119,6 +120,10 @@ class Paired:
             quantile = np.quantile(drawn, confidence, axis=0, method="higher")
             flat[part] = np.maximum(flat[part], quantile)
         return flat.reshape(self.mean.shape)
+
+    @property
+    def _bootstrapped(self) -> bool:
+        return self.resamples > 0 and self.differences.shape[-1] >= BOOTSTRAP_UNITS
 
     def _rows(self) -> np.ndarray:
         return self.differences.reshape(-1, self.differences.shape[-1])

@@ -138,24 +138,39 @@ def assess(paired: Paired, delta: float) -> Gain:
     )
 
 
-def p_above(paired: Paired, null: float | np.ndarray = 0.0) -> np.ndarray:
-    """p [...] of "Delta is at most `null`" (a number, or [..., 1]): each floor must be beaten."""
+def p_above(
+    paired: Paired, null: float | np.ndarray = 0.0, among: np.ndarray | bool = True
+) -> np.ndarray:
+    """p [...] of "Delta is at most `null`" (a number, or [..., 1]): each floor must be beaten.
+
+    `among` bool [...]: where the p can matter; elsewhere it may be too small.
+    """
 
     def needed(p: np.ndarray) -> np.ndarray:  # one floor that is not beaten decides for all
-        return p.max(axis=-1, keepdims=True) < DECISIVE
+        undecided = (p.max(axis=-1) < DECISIVE) & among
+        return np.broadcast_to(undecided[..., None], p.shape)
 
     return paired.p_greater(null, needed).max(axis=-1)
 
 
-def p_below(paired: Paired, null: float | np.ndarray = 0.0) -> np.ndarray:
+def p_below(
+    paired: Paired, null: float | np.ndarray = 0.0, among: np.ndarray | bool = True
+) -> np.ndarray:
     """p [...] of "Delta is at least `null`": some floor must beat the encoder, Bonferroni."""
     k = paired.mean.shape[-1]
-    return np.minimum(1.0, k * paired.p_less(null, lambda p: k * p < DECISIVE).min(axis=-1))
+
+    def needed(p: np.ndarray) -> np.ndarray:
+        among_floors = np.broadcast_to(among, p.shape[:-1])[..., None]
+        return (k * p < DECISIVE) & among_floors
+
+    return np.minimum(1.0, k * paired.p_less(null, needed).min(axis=-1))
 
 
 def p_same(paired: Paired, delta: float) -> np.ndarray:
     """p [...] of "Delta is at most -delta or at least delta": two one-sided tests."""
-    return np.maximum(p_above(paired, -delta), p_below(paired, delta))
+    plain = dataclasses.replace(paired, resamples=0)  # by t, the smaller p
+    both = (p_above(plain, -delta) < DECISIVE) & (p_below(plain, delta) < DECISIVE)
+    return np.maximum(p_above(paired, -delta, both), p_below(paired, delta, both))
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
