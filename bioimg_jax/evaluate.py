@@ -1,6 +1,7 @@
 """The one evaluation: representations x targets -> scores beside their floors -> results.json."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 import bioimg_jax
 from bioimg_jax import mesh as meshes
 from bioimg_jax.benchmarks.classification import classification_scores
-from bioimg_jax.benchmarks.ladder import cases, floor_ids
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, TWIN, cases, floor_ids
 from bioimg_jax.benchmarks.score import Score, headline_rows
 from bioimg_jax.checkpoint import Checkpoints
 from bioimg_jax.data.dataset import Dataset
@@ -28,7 +29,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.models import POOLINGS, Encoder, build_encoder
 from bioimg_jax.representations.encoder import EncoderRepresentation
-from bioimg_jax.representations.pixels import PixelRepresentation
+from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.representation import Representation, stream_features
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
@@ -333,9 +334,10 @@ def _candidates(
                 "resnet18_random", "untrained", 0, nothing, at_random("resnet18_random", resnet, 0)
             )
         )
-    candidates.append(
-        Candidate("pixels", "pixels", 0, nothing, lambda: PixelRepresentation(run.channels))
-    )
+    floors = Floors(run.channels, encoder.block_widths[-1])
+    for name in _own_floors(settings):
+        make = functools.partial(floors.make, name)
+        candidates.append(Candidate(name, make().kind, 0, nothing, make))
     if inductive is not None:
         folder, held_out = inductive
         primary = dataset.declaration.targets[0].name
@@ -389,17 +391,9 @@ def _subset(
     return rows, folds
 
 
-def check_settings(run: Run, dataset: Dataset) -> None:
-    """Everything that would stop an evaluation, before hours are spent on the training.
-
-    Raises `InputError`.
-    """
+def check_config(run: Run) -> None:
+    """What is wrong with the settings whatever the data are. Raises `InputError`."""
     settings = run.config["evaluate"]
-    if not dataset.declaration.targets:
-        raise InputError(
-            f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
-            "plates and wells are too few for training, validation and test units"
-        )
     for key, least in (
         ("untrained_seeds", 0), ("blocks", 1), ("batch_size", 1), ("max_examples", 0),
         ("probe_examples", 0),
@@ -421,6 +415,22 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     floor_ids(settings["floors"])
     if not 0 < settings["delta"] < 1:
         raise InputError(f"evaluate.delta: {settings['delta']}, expected between 0 and 1")
+
+
+def check_settings(run: Run, dataset: Dataset) -> None:
+    """Everything that would stop an evaluation, before hours are spent on the training.
+
+    Raises `InputError`.
+    """
+    if not dataset.declaration.targets:
+        raise InputError(
+            f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
+            "plates and wells are too few for training, validation and test units"
+        )
+    check_config(run)
+    floors = Floors(run.channels, run.encoder.block_widths[-1])
+    for name in _own_floors(run.config["evaluate"]):
+        floors.check(name)
     _subset(run, dataset, dataset.declaration.targets, "max_examples")
 
 
@@ -571,6 +581,12 @@ def _poolings(settings: Config, encoder: Encoder) -> list[str]:
             f"{', '.join(encoder.pooled_keys)}"
         )
     return found
+
+
+def _own_floors(settings: Config) -> list[str]:
+    """Pixels, and what `evaluate.floors` lists besides chance and the untrained ones."""
+    listed = floor_ids(settings["floors"])
+    return list(dict.fromkeys(["pixels", *(f for f in listed if f not in (CHANCE, TWIN, FAMILY))]))
 
 
 def _strengths(settings: Config) -> tuple[float, ...]:

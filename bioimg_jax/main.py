@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import runpy
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         config, workdir, dry_run = parse(arguments)
-        run(config, workdir, dry_run=dry_run, command=" ".join(arguments))
+        run(
+            config,
+            workdir,
+            dry_run=dry_run,
+            command=shlex.join(["python", "-m", "bioimg_jax.main", *arguments[1:]]),
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -165,6 +171,8 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
                 print(f"{workdir} is finished; report: {workdir / REPORT}")
                 return
             _check_config(workdir, config)
+        # What is wrong without the data is told before hours of preparation; channels come later.
+        evaluate.check_config(train.build_run(config, ("any",)))
         directory = prepare(
             name=data["name"],
             config=data["config"],

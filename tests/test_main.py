@@ -184,6 +184,22 @@ def test_permuted_labels_are_at_chance_from_end_to_end(
         assert abs(np.mean(above)) < 0.06, target
 
 
+def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
+    prepared_cells: Path, tmp_path: Path
+) -> None:
+    own = ["pixels", "nuclei", "layout", "combined", "texture_bank", "random_projection",
+           "aggregation_noise"]  # fmt: skip
+    floors = ",".join(["chance", "twin", "selected", *own])
+    workdir = tmp_path / "run"
+    assert main(tiny.arguments(prepared_cells, workdir, evaluate__floors=floors)) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    for target in results["targets"]:
+        rows = [row for row in results["scores"] if row["target"] == target["name"]]
+        assert set(own) <= {row["representation"] for row in rows}
+    for verdict in results["verdicts"]:
+        assert set(verdict["floors"]) == set(floors.split(","))
+
+
 def test_dry_run_tells_and_writes_nothing(
     prepared_cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -214,6 +230,7 @@ def test_dry_run_tells_and_writes_nothing(
         ("--config.evaluate.strengths=strong", "evaluate.strengths: 'strong', expected numbers"),
         ("--config.evaluate.poolings=maen", "evaluate.poolings: 'maen', expected some of cls"),
         ("--config.evaluate.floors=pixels,pixels", "evaluate.floors: 'pixels,pixels', expected"),
+        ("--config.evaluate.floors=pixel,twin", "evaluate.floors: 'pixel', expected some of"),
         ("--config.evaluate.delta=0", "evaluate.delta: 0.0, expected between 0 and 1"),
         ("--config.evaluate.blocks=0", "evaluate.blocks: 0, expected at least 1"),
         ("--config.evaluate.max_examples=9", "evaluate.max_examples: 9 is too few: class"),
@@ -239,6 +256,22 @@ def test_a_missing_source_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         data__source=str(tmp_path / "nowhere"),
     )  # fmt: skip
     assert "nowhere" in refused(capsys, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"train__steps": 1}, "optimizer.warmup_steps"),
+        ({"evaluate__strengths": "abc"}, "evaluate.strengths"),
+        ({"encoder__patch_px": 7}, "encoder.patch_px"),
+    ],
+)
+def test_settings_are_checked_before_the_data_are_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, key: str
+) -> None:
+    out = tmp_path / "prepared"
+    assert key in refused(capsys, tiny.arguments(out, tmp_path / "run", **changes))
+    assert not out.exists()
 
 
 def test_a_work_directory_in_use_is_refused(

@@ -15,7 +15,16 @@ from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 
 SCHEMA_VERSION = 2
-KIND_ORDER = ("trained", "imported", "untrained", "pixels")
+KIND_ORDER = (
+    "trained",
+    "imported",
+    "untrained",
+    "combined",
+    "pixels",
+    "count",
+    "layout",
+    "texture",
+)
 
 
 def write_report(workdir: Path) -> Path:
