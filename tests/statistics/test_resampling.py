@@ -1,5 +1,6 @@
 """Inference on per-unit differences, against SciPy and by hand."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -104,3 +105,18 @@ def test_resamples_follow_the_family() -> None:
 def test_constant_differences_are_seen() -> None:
     d = np.stack([np.full(6, 0.1), differences(6), np.zeros(6)])
     assert Paired.of(d, resamples=10).constant.tolist() == [True, False, True]
+
+
+def test_halls_transformation_asks_more_where_a_tail_may_be_missing() -> None:
+    rng = np.random.default_rng(2)
+    long = rng.exponential(0.06, 20)
+    plain = Paired.of(long, resamples=0)
+    guarded = Paired.of(long, resamples=0)
+    guarded = dataclasses.replace(guarded, skewness=1.0)
+    null = float(long.mean() + 2 * plain.error)  # the mean seems to lie below it
+    assert float(guarded.p_less(null)) > 1.5 * float(plain.p_less(null))
+    t, a = -2.0, stats.skew(long) / np.sqrt(20)
+    expected = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6  # Hall 1992, written out
+    assert float(guarded.p_less(null)) == pytest.approx(stats.t.cdf(expected, 19), rel=1e-6)
+    few = dataclasses.replace(Paired.of(long[:19], resamples=0), skewness=1.0)
+    assert float(few.p_less(null)) == float(Paired.of(long[:19], resamples=0).p_less(null))
