@@ -24,7 +24,7 @@ from bioimg_jax.checkpoint import Checkpoints
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.pipeline import evaluation_batches
-from bioimg_jax.data.splits import Fold, check_classes
+from bioimg_jax.data.splits import Fold, check_classes, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.models import POOLINGS, Encoder, build_encoder
@@ -33,6 +33,7 @@ from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.representation import Representation, stream_features
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
+from bioimg_jax.statistics.plan import Plan, plan
 from bioimg_jax.statistics.verdict import Verdict, judge
 from bioimg_jax.train import Config, Preempted, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
@@ -432,6 +433,23 @@ def check_settings(run: Run, dataset: Dataset) -> None:
     for name in _own_floors(run.config["evaluate"]):
         floors.check(name)
     _subset(run, dataset, dataset.declaration.targets, "max_examples")
+
+
+def plans(run: Run, dataset: Dataset) -> dict[str, Plan]:
+    """What the verdicts of each biological target can say, from units, folds and floors alone."""
+    targets = [target for target in dataset.declaration.targets if not target.nuisance]
+    found = {}
+    for target in targets:
+        folds = dataset.folds(target.name)
+        tested = dataset.metadata.iloc[np.concatenate([fold.test for fold in folds])]
+        found[target.name] = plan(
+            len(np.unique(unit_names(tested, target.unit).astype(str))),
+            floors=len(floor_ids(run.config["evaluate"]["floors"])),
+            family=len(targets),
+            delta=run.config["evaluate"]["delta"],
+            overlap=train_overlap([f.train for f in folds], [f.test for f in folds]),
+        )
+    return found
 
 
 def _table(

@@ -235,7 +235,7 @@ def run(config: dict[str, Any], workdir: Path, *, dry_run: bool, command: str) -
 
 
 def _print_dry_run(setup: Any, dataset: Any) -> None:
-    from bioimg_jax import train
+    from bioimg_jax import evaluate, train
     from bioimg_jax.train_state import count_parameters
 
     print(json.dumps(setup.config, indent=2))
@@ -248,6 +248,9 @@ def _print_dry_run(setup: Any, dataset: Any) -> None:
                 f"  {target.name}, {fold.name}: {len(fold.train):,} train, "
                 f"{len(fold.validation):,} validation, {len(fold.test):,} test"
             )
+    print("verdicts that the design can reach:")
+    for name, plan in evaluate.plans(setup, dataset).items():
+        print(f"  {name}: {plan.sentence(setup.config['evaluate']['delta'])}")
     params = setup.states.abstract.params
     parts = ", ".join(f"{name} {count_parameters(part):,}" for name, part in sorted(params.items()))
     print(f"parameters: {count_parameters(params):,} ({parts})")

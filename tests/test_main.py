@@ -209,6 +209,7 @@ def test_dry_run_tells_and_writes_nothing(
     assert '"batch_size": 16' in out
     assert "1,008 images" in out and "pre-training: 432 images" in out
     assert "treatment, fixed: 432 train, 144 validation, 432 test" in out
+    assert "treatment: 6 units: 'above' finds gains from" in out and "plate:" not in out
     assert "parameters: " in out and "memory of a training step per device: " in out
     assert not workdir.exists()
 

@@ -31,6 +31,7 @@ import numpy as np
 import optax
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_labels
 from bioimg_jax.probes.linear import moments, padded_rows
 
 STRENGTHS: tuple[float, ...] = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -162,15 +163,7 @@ def _check(
         raise InputError(
             f"attentive probe: tokens {tokens.shape} for {len(labels)} labels, expected [n, t, d]"
         )
-    strange = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if len(strange):
-        row = strange[0]
-        raise InputError(
-            f"label {labels[row]} of training row {row}: expected 0 ... {n_classes - 1}"
-        )
-    missing = np.setdiff1d(np.arange(n_classes), labels)
-    if len(missing):
-        raise InputError(f"class {missing[0]} has no training example")
+    check_labels(labels, n_classes)
     if not len(strengths) or not all(0 < s < np.inf for s in strengths):
         raise InputError(f"probe strengths must be finite and above 0: {list(strengths)}")
     _check_finite(tokens, "training row")

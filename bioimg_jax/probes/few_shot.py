@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_finite, check_labels
 from bioimg_jax.probes.knn import expected_votes
 from bioimg_jax.probes.linear import moments, padded_rows
 
@@ -83,7 +84,7 @@ class FewShotProbe:
         _, r, c, width = self.class_means.shape
         if features.ndim != 2 or features.shape[1] != width:
             raise InputError(f"few-shot was fitted to {width} features, now {features.shape}")
-        _check_finite(features, "row")
+        check_finite(features, "row")
         means = self.class_means[shot].reshape(r * c, width)
         lengths = np.sqrt(np.sum(means.astype(np.float64) ** 2, axis=1))
         if self.distance == "cosine":  # the row's own length divides all its scores alike
@@ -206,28 +207,14 @@ def _check(
             f"few-shot: features {features.shape} for {len(labels)} labels and {len(units)} units, "
             f"expected [n, d]"
         )
-    strange = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if len(strange):
-        row = strange[0]
-        raise InputError(
-            f"label {labels[row]} of training row {row}: expected 0 ... {n_classes - 1}"
-        )
-    missing = np.setdiff1d(np.arange(n_classes), labels)
-    if len(missing):
-        raise InputError(f"class {missing[0]} has no training example")
+    check_labels(labels, n_classes)
     if not len(shots) or not all(k >= 1 and k == int(k) for k in shots):
         raise InputError(f"shot counts must be whole and at least 1: {list(shots)}")
     if draws < 1 or seed < 0:
         raise InputError(f"few-shot needs a draw and a seed of 0 or more: {draws} draws, {seed=}")
     if distance not in DISTANCES:
         raise InputError(f"few-shot distance {distance!r} is none of {DISTANCES}")
-    _check_finite(features, "training row")
-
-
-def _check_finite(features: np.ndarray, rows: str) -> None:
-    if not np.isfinite(features).all():
-        row, column = np.argwhere(~np.isfinite(features))[0]
-        raise InputError(f"feature {column} of {rows} {row} is not finite")
+    check_finite(features, "training row")
 
 
 @jax.jit

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_finite, check_labels
 from bioimg_jax.probes.linear import padded_rows
 
 KS: tuple[int, ...] = (1, 5, 10, 20, 100, 200)
@@ -61,7 +62,7 @@ class KnnProbe:
         width = self.rows.shape[1]
         if features.ndim != 2 or features.shape[1] != width:
             raise InputError(f"kNN was given rows of {width} features, now {features.shape}")
-        _check_finite(features, "row")
+        check_finite(features, "row")
         rows = _unit_length(features)
         order = _by_bytes(rows)
         train, labels = self._blocks()
@@ -193,26 +194,12 @@ def _check(
         raise InputError(
             f"kNN: features {features.shape} for {len(labels)} labels, expected [n, d]"
         )
-    strange = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if len(strange):
-        row = strange[0]
-        raise InputError(
-            f"label {labels[row]} of training row {row}: expected 0 ... {n_classes - 1}"
-        )
-    missing = np.setdiff1d(np.arange(n_classes), labels)
-    if len(missing):
-        raise InputError(f"class {missing[0]} has no training example")
+    check_labels(labels, n_classes)
     if not len(ks) or not all(k >= 1 and k == int(k) for k in ks):
         raise InputError(f"numbers of neighbours must be whole and at least 1: {list(ks)}")
     if not temperature > 0:
         raise InputError(f"the temperature of kNN must be above 0, not {temperature}")
-    _check_finite(features, "training row")
-
-
-def _check_finite(features: np.ndarray, rows: str) -> None:
-    if not np.isfinite(features).all():
-        row, column = np.argwhere(~np.isfinite(features))[0]
-        raise InputError(f"feature {column} of {rows} {row} is not finite")
+    check_finite(features, "training row")
 
 
 def _unit_length(features: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ import numpy as np
 import threadpoolctl
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_finite
 
 STRENGTHS: tuple[float, ...] = (1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TOLERANCE = 1e-5  # gradient norm relative to the one at W = 0
@@ -166,9 +167,7 @@ def _check(
         raise InputError(f"class {missing[0]} has no training example")
     if not all(s > 0 for s in strengths) or not len(strengths):
         raise InputError(f"probe strengths must be above 0: {list(strengths)}")
-    if not np.isfinite(features).all():
-        row, column = np.argwhere(~np.isfinite(features))[0]
-        raise InputError(f"feature {column} of training row {row} is not finite")
+    check_finite(features, "training row")
 
 
 def moments(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_finite
 
 # Strengths on the mean loss from 1e-4 to 10 for 100 to 100,000 standardised rows.
 ALPHAS: tuple[float, ...] = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
@@ -55,7 +56,7 @@ class RidgeProbe:
         width = self.weights.shape[2]
         if features.ndim != 2 or features.shape[1] != width:
             raise InputError(f"ridge was fitted to rows of {width} features, not {features.shape}")
-        _check_finite(features, "feature", "row")
+        check_finite(features, "row")
         chosen = slice(None) if alpha is None else slice(alpha, alpha + 1)
         weights, bias = self.weights[chosen], self.bias[chosen]
         a, m, _ = weights.shape
@@ -138,11 +139,5 @@ def _check(features: np.ndarray, targets: np.ndarray, alphas: Sequence[float]) -
         raise InputError("ridge has no training row")
     if not len(alphas) or not all(0 < a < np.inf for a in alphas):
         raise InputError(f"ridge alphas must be finite and above 0: {list(alphas)}")
-    _check_finite(features, "feature", "training row")
-    _check_finite(targets, "target", "training row")
-
-
-def _check_finite(values: np.ndarray, column_name: str, row_name: str) -> None:
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(f"{column_name} {column} of {row_name} {row} is not finite")
+    check_finite(features, "training row")
+    check_finite(targets, "training row", column="target")

@@ -1,0 +1,118 @@
+"""Which verdicts a design can reach, and what it would take: from units and floors alone.
+
+Differences are taken to be normal with the sd of `verdict.UNIT_SD`, and tested by t; from 20 units
+on the bootstrap and the guard against skewness make the real tests a little more careful.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import stats
+
+from bioimg_jax.statistics.intervals import MIN_UNITS
+from bioimg_jax.statistics.verdict import ALPHA, ALPHA_SAME, DELTA, UNIT_SD, units_needed
+
+POWER = 0.8
+MAX_UNITS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a benchmark with so many units can say.
+
+    detectable: the gain that "above" finds with `POWER`, for the first and the last test of Holm's
+      family; None below `MIN_UNITS`.
+    power_same: chance that an encoder equal to its floors is called the same.
+    units_same: units at which that chance is `POWER`; None above `MAX_UNITS`.
+    units_interval: units whose 95 % half-width is at most delta.
+    """
+
+    n_units: int
+    detectable: tuple[float, float] | None
+    power_same: float
+    units_same: int | None
+    units_interval: int
+
+    def sentence(self, delta: float = DELTA) -> str:
+        """The plan as `--dry_run` prints it."""
+        same = "no number of units" if self.units_same is None else f"{self.units_same:,} units"
+        if self.detectable is None:
+            return (
+                f"{self.n_units} units: always cannot tell ({MIN_UNITS} are the fewest; {same} for "
+                f"'same')"
+            )
+        alone, family = self.detectable
+        return (
+            f"{self.n_units} units: 'above' finds gains from {alone:.3f} (alone) or {family:.3f} "
+            f"(in this family) in {POWER:.0%} of runs; 'same' within ± {delta:g} in "
+            f"{self.power_same:.0%}, and in {POWER:.0%} with {same}"
+        )
+
+
+def plan(
+    n_units: int,
+    *,
+    floors: int,
+    family: int,
+    delta: float = DELTA,
+    sd: float = UNIT_SD,
+    overlap: float = 0.0,
+) -> Plan:
+    """The `Plan` of n units, so many floors, and a family of so many tests under Holm."""
+    detectable = None
+    if n_units >= MIN_UNITS:
+        error = sd * math.sqrt((1 + overlap) / n_units)
+        detectable = (
+            _detectable(n_units, ALPHA) * error,
+            _detectable(n_units, ALPHA / family) * error,
+        )
+    return Plan(
+        n_units=n_units,
+        detectable=detectable,
+        power_same=_power_same(n_units, floors, delta, sd, overlap),
+        units_same=_units_same(floors, delta, sd, overlap),
+        units_interval=units_needed(sd, delta, overlap=overlap),
+    )
+
+
+def _detectable(n_units: int, alpha: float) -> float:
+    """The mean in standard errors that a one-sided t test at alpha finds with `POWER`."""
+    critical = stats.t.ppf(1 - alpha, n_units - 1)
+    low, high = 0.0, 100.0 * critical
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = stats.nct.sf(critical, n_units - 1, middle) >= POWER
+        low, high = (low, middle) if found else (middle, high)
+    return high
+
+
+def _power_same(n_units: int, floors: int, delta: float, sd: float, overlap: float) -> float:
+    """Chance of "same" at gain 0 for one floor whose upper test is Bonferroni's for all of them.
+
+    Given the sample sd, the mean must lie between two limits; averaged over the sd's distribution.
+    """
+    if n_units < MIN_UNITS:
+        return 0.0
+    df = n_units - 1
+    error = sd * math.sqrt((1 + overlap) / n_units)
+    share = np.sqrt(stats.chi2.ppf((np.arange(400) + 0.5) / 400, df) / df)  # sample sd over sd
+    low = -delta + stats.t.ppf(1 - ALPHA_SAME, df) * error * share
+    high = delta - stats.t.ppf(1 - ALPHA_SAME / floors, df) * error * share
+    inside = stats.norm.cdf(high / error) - stats.norm.cdf(low / error)
+    return float(np.mean(np.where(high > low, inside, 0.0)))
+
+
+def _units_same(floors: int, delta: float, sd: float, overlap: float) -> int | None:
+    low, high = MIN_UNITS, MIN_UNITS
+    while _power_same(high, floors, delta, sd, overlap) < POWER:
+        low, high = high, high * 2
+        if high > MAX_UNITS:
+            return None
+    while low < high:
+        middle = (low + high) // 2
+        if _power_same(middle, floors, delta, sd, overlap) >= POWER:
+            high = middle
+        else:
+            low = middle + 1
+    return high

@@ -1,0 +1,44 @@
+"""What a design can reach, against simulation."""
+
+import numpy as np
+import pytest
+
+from bioimg_jax.statistics.plan import plan
+from bioimg_jax.statistics.resampling import Paired
+from bioimg_jax.statistics.verdict import ALPHA, p_above, p_same
+
+
+def simulated(units: int, gain: float, sets: int = 4_000) -> Paired:
+    d = np.random.default_rng(units).normal(gain, 0.06, (sets, 1, units))
+    return Paired.of(d, resamples=0)
+
+
+@pytest.mark.parametrize("units", [5, 12, 19])
+def test_the_detectable_gain_is_found_in_four_of_five_runs(units: int) -> None:
+    alone, family = plan(units, floors=1, family=8).detectable or (0.0, 0.0)
+    assert (p_above(simulated(units, alone)) < ALPHA).mean() == pytest.approx(0.8, abs=0.025)
+    found = p_above(simulated(units, family)) < ALPHA / 8
+    assert found.mean() == pytest.approx(0.8, abs=0.025)
+
+
+def test_the_power_of_same_is_simulations() -> None:
+    for units in (12, 19):
+        expected = (p_same(simulated(units, 0.0), 0.05) < 0.05).mean()
+        found = plan(units, floors=1, family=1, delta=0.05).power_same
+        assert found == pytest.approx(expected, abs=0.025)
+
+
+def test_units_for_same_are_the_smallest_that_do() -> None:
+    found = plan(10, floors=5, family=1)
+    assert found.units_same is not None
+    assert plan(found.units_same, floors=5, family=1).power_same >= 0.8
+    assert plan(found.units_same - 1, floors=5, family=1).power_same < 0.8
+    assert plan(10, floors=5, family=1, overlap=1.0).units_same > found.units_same
+
+
+def test_a_design_says_what_it_can_say() -> None:
+    few = plan(3, floors=4, family=2)
+    assert few.detectable is None and few.power_same == 0.0
+    assert "3 units: always cannot tell" in few.sentence()
+    text = plan(6, floors=4, family=5).sentence()
+    assert text.startswith("6 units: 'above' finds gains from 0.0") and "(in this family)" in text
