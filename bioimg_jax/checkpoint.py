@@ -100,31 +100,26 @@ class Checkpoints:
 
         Raises `BrokenCheckpoint`, and `InputError` for another encoder or other channels.
         """
-        with self._told_if_broken(step):
-            return self._restore(step, abstract)
-
-    def _restore(self, step: int, abstract: TrainState) -> TrainState:
-        self._check_meta(step)
         rest = {
             "step": abstract.step,
             "opt_state": abstract.opt_state,
             "objective": abstract.objective,
         }
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                state=ocp.args.StandardRestore(rest),
-            ),
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            state=ocp.args.StandardRestore(rest),
         )
+        with self._told_if_broken(step):
+            self._check_meta(step)
+            restored = self._manager.restore(step, args=items)
         return TrainState(params=restored["params"], **restored["state"])
 
     def restore_params(self, step: int, abstract: Any) -> Any:
-        """The parameters alone, placed as `abstract` says."""
-        self._check_meta(step)
-        return self._manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        )["params"]
+        """The parameters alone, placed as `abstract` says; raises as `restore` does."""
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        with self._told_if_broken(step):
+            self._check_meta(step)
+            return self._manager.restore(step, args=items)["params"]
 
     @contextlib.contextmanager
     def _told_if_broken(self, step: int) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import errno
 
+# What a disk or a system says no with; other `OSError`s are mistakes of ours.
 MACHINE_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.EMFILE, errno.ENFILE,

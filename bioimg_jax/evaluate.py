@@ -1,13 +1,12 @@
 """The one evaluation: representations x targets -> scores beside their floors -> results.json."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,22 @@ import numpy as np
 import bioimg_jax
 from bioimg_jax import mesh as meshes
 from bioimg_jax.benchmarks.classification import classification_scores
-from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, TWIN, cases, floor_ids
+from bioimg_jax.benchmarks.ladder import cases, floor_ids
 from bioimg_jax.benchmarks.score import Score, headline_rows
-from bioimg_jax.checkpoint import Checkpoints
+from bioimg_jax.candidates import (
+    Candidate,
+    candidates,
+    chosen_poolings,
+    own_floors,
+    random_resnet18,
+    saved_state,
+)
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.pipeline import evaluation_batches
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
-from bioimg_jax.models import POOLINGS, Encoder, build_encoder
 from bioimg_jax.representations.encoder import EncoderRepresentation
 from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.representation import Representation, stream_features
@@ -41,22 +46,6 @@ from bioimg_jax.train_state import TrainState
 SCHEMA_VERSION = 2
 EXAMPLES_SHOWN = 3
 PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
-# Random initialisations must not share their draws with a training run of a small seed.
-UNTRAINED_STREAM = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A representation to score: made when its turn comes, so that one is in memory at a time."""
-
-    name: str
-    kind: str
-    seed: int
-    saw: np.ndarray  # indices of the examples that its pre-training saw
-    make: Callable[[], Representation]
-    group: str = ""  # seeds of one group are averaged too
-    folds: Mapping[str, Sequence[int]] | None = None  # target -> the folds it may be scored on
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -72,15 +61,15 @@ def evaluate(
     rows, folds = _subset(run, dataset, targets, "max_examples")
     audits = {
         target.name: audit(dataset.metadata.iloc[rows].reset_index(drop=True),
-                           folds[target.name], target)
+                           folds[target.name], target, delta=settings["delta"])
         for target in targets
     }  # fmt: skip
-    layers = settings["blocks"] * len(_poolings(settings, run.encoder))
-    candidates = _candidates(run, dataset, workdir, inductive)
+    layers = settings["blocks"] * len(chosen_poolings(settings, run.encoder))
+    to_score = candidates(run, dataset, workdir, inductive)
     strengths = _strengths(settings)
-    fits = sum(len(part) for part in folds.values()) * len(candidates) * layers * len(strengths)
+    fits = sum(len(part) for part in folds.values()) * len(to_score) * layers * len(strengths)
     print(
-        f"evaluating {len(candidates)} representations on {len(targets)} targets, "
+        f"evaluating {len(to_score)} representations on {len(targets)} targets, "
         f"{len(rows):,} images; at most {fits:,} probe fits",
         file=sys.stderr,
     )
@@ -89,7 +78,7 @@ def evaluate(
     tables = workdir / "features"
     tables.mkdir(exist_ok=True)
     with StopSignal() as stop:
-        for i, candidate in enumerate(candidates):
+        for i, candidate in enumerate(to_score):
             table = _table(run, dataset, rows, candidate, tables)
             for target in targets:
                 allowed = (candidate.folds or {}).get(target.name)
@@ -119,20 +108,17 @@ def evaluate(
                     ),
                 )
             elapsed = time.monotonic() - start
-            left = elapsed / (i + 1) * (len(candidates) - i - 1)
+            left = elapsed / (i + 1) * (len(to_score) - i - 1)
             print(
-                f"{candidate.name} ({i + 1}/{len(candidates)})  "
+                f"{candidate.name} ({i + 1}/{len(to_score)})  "
                 f"{int(left) // 60}:{int(left) % 60:02d} left",
                 file=sys.stderr,
             )
             if stop.received:
                 raise Preempted("stopped while evaluating; finished feature tables are kept")
-    scores += averaged_over_seeds(scores, folds)
+    overlap = {name: _overlap(parts) for name, parts in folds.items()}
+    scores += averaged_over_seeds(scores, overlap)
     about = [_about(target, dataset, rows, folds, audits[target.name]) for target in targets]
-    overlap = {
-        name: train_overlap([f.train for f in parts], [f.test for f in parts])
-        for name, parts in folds.items()
-    }
     verdicts = judge(
         cases(
             scores, about, floor_ids(settings["floors"]), delta=settings["delta"], overlap=overlap
@@ -228,10 +214,11 @@ def restrict(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
     ]
 
 
-def averaged_over_seeds(
-    scores: Sequence[Score], folds: Mapping[str, Sequence[Fold]]
-) -> list[Score]:
-    """One more score for every target and layer of a group: the mean of its seeds, unit by unit."""
+def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -> list[Score]:
+    """One more score for every target and layer of a group: the mean of its seeds, unit by unit.
+
+    overlap: of each target's folds (`intervals.train_overlap`).
+    """
     groups: dict[tuple[str, ...], list[Score]] = {}
     for score in scores:
         if group := score.settings.get("group"):
@@ -245,9 +232,6 @@ def averaged_over_seeds(
             for unit in members[0].per_unit
         }
         values = [member.value for member in members]
-        overlap = train_overlap(
-            [fold.train for fold in folds[target]], [fold.test for fold in folds[target]]
-        )
         rows.append(
             dataclasses.replace(
                 members[0],
@@ -255,7 +239,7 @@ def averaged_over_seeds(
                 seed=None,
                 value=float(np.mean(values)),
                 per_unit=per_unit,
-                interval=t_interval(list(per_unit.values()), train_overlap=overlap),
+                interval=t_interval(list(per_unit.values()), train_overlap=overlap[target]),
                 other_metrics={},
                 settings={
                     **{k: v for k, v in members[0].settings.items() if k != "folds"},
@@ -266,96 +250,6 @@ def averaged_over_seeds(
             )
         )
     return rows
-
-
-def _candidates(
-    run: Run, dataset: Dataset, workdir: Path, inductive: tuple[Path, Fold] | None
-) -> list[Candidate]:
-    config, settings = run.config, run.config["evaluate"]
-    encoder, seed = run.encoder, config["seed"]
-    seen, nothing = dataset.pretraining_indices(), np.array([], np.int64)
-    trained_name = f"{config['objective']['name']}_{encoder.name}"
-    last = config["train"]["steps"]
-
-    def represent(name: str, kind: str, encoder: Any, variables: Any) -> Representation:
-        return EncoderRepresentation(
-            name,
-            kind,
-            encoder,
-            variables,
-            blocks=settings["blocks"],
-            poolings=_poolings(settings, encoder),
-        )
-
-    def from_checkpoint(folder: Path, step: int, name: str, kind: str) -> Callable[[], Any]:
-        def make() -> Representation:
-            state = _saved_state(run, folder, step)
-            variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
-            return represent(name, kind, encoder, variables)
-
-        return make
-
-    def at_random(name: str, encoder: Any, number: int) -> Callable[[], Any]:
-        def make() -> Representation:
-            key = jax.random.key(UNTRAINED_STREAM + number)
-            return represent(name, "untrained", encoder, jax.jit(encoder.init)(key))
-
-        return make
-
-    candidates = [
-        Candidate(
-            trained_name,
-            "trained",
-            seed,
-            seen,
-            from_checkpoint(workdir, last, trained_name, "trained"),
-            settings={"step": last},
-        ),
-        Candidate(
-            f"{trained_name}_step0",
-            "untrained",
-            seed,
-            nothing,
-            from_checkpoint(workdir, 0, f"{trained_name}_step0", "untrained"),
-            settings={"step": 0},
-        ),
-    ]
-    group = f"{encoder.name}_random"
-    for number in range(1, settings["untrained_seeds"] + 1):
-        name = f"{group}_{number}"
-        candidates.append(
-            Candidate(
-                name, "untrained", number, nothing, at_random(name, encoder, number), group=group
-            )
-        )
-    if settings["resnet18"]:
-        resnet = _random_resnet18(run)
-        candidates.append(
-            Candidate(
-                "resnet18_random", "untrained", 0, nothing, at_random("resnet18_random", resnet, 0)
-            )
-        )
-    floors = Floors(run.channels, encoder.block_widths[-1])
-    for name in _own_floors(settings):
-        make = functools.partial(floors.make, name)
-        candidates.append(Candidate(name, make().kind, 0, nothing, make))
-    if inductive is not None:
-        folder, held_out = inductive
-        primary = dataset.declaration.targets[0].name
-        numbers = [i for i, fold in enumerate(dataset.folds(primary)) if fold.name == held_out.name]
-        name = f"{trained_name}_inductive"
-        candidates.append(
-            Candidate(
-                name,
-                "trained",
-                seed,
-                dataset.pretraining_indices(held_out),
-                from_checkpoint(folder, last, name, "trained"),
-                folds={primary: numbers},
-                settings={"step": last, "held_out": held_out.name},
-            )
-        )
-    return candidates
 
 
 def _subset(
@@ -409,9 +303,9 @@ def check_config(run: Run) -> None:
         )
     encoders = [run.encoder]
     if settings["resnet18"]:
-        encoders.append(_random_resnet18(run))
+        encoders.append(random_resnet18(run))
     for encoder in encoders:
-        _poolings(settings, encoder)
+        chosen_poolings(settings, encoder)
     _strengths(settings)
     floor_ids(settings["floors"])
     if not 0 < settings["delta"] < 1:
@@ -419,20 +313,23 @@ def check_config(run: Run) -> None:
 
 
 def check_settings(run: Run, dataset: Dataset) -> None:
-    """Everything that would stop an evaluation, before hours are spent on the training.
+    """What of the settings does not fit the data, before hours are spent on the training.
 
-    Raises `InputError`.
+    Raises `InputError`. `check_config` has told the rest, before the data were prepared.
     """
     if not dataset.declaration.targets:
         raise InputError(
             f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
             "plates and wells are too few for training, validation and test units"
         )
-    check_config(run)
     floors = Floors(run.channels, run.encoder.block_widths[-1])
-    for name in _own_floors(run.config["evaluate"]):
+    for name in own_floors(run.config["evaluate"]):
         floors.check(name)
     _subset(run, dataset, dataset.declaration.targets, "max_examples")
+
+
+def _overlap(folds: Sequence[Fold]) -> float:
+    return train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
 
 
 def plans(run: Run, dataset: Dataset) -> dict[str, Plan]:
@@ -447,7 +344,7 @@ def plans(run: Run, dataset: Dataset) -> dict[str, Plan]:
             floors=len(floor_ids(run.config["evaluate"]["floors"])),
             family=len(targets),
             delta=run.config["evaluate"]["delta"],
-            overlap=train_overlap([f.train for f in folds], [f.test for f in folds]),
+            overlap=_overlap(folds),
         )
     return found
 
@@ -561,7 +458,7 @@ def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
     stream = evaluation_batches(
         dataset, chosen, batch_size=EXAMPLES_SHOWN, crop_px=run.config["data"]["crop_px"]
     )
-    state = _saved_state(run, workdir, run.config["train"]["steps"])
+    state = saved_state(run, workdir, run.config["train"]["steps"])
     batch = {"image": jnp.asarray(next(stream)["image"])}
     inputs = run.objective.views(batch, jax.random.key(run.config["seed"]))
     pictures = jax.jit(reconstruct)(state.params, state.objective, inputs)
@@ -569,42 +466,6 @@ def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
     arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
     np.savez_compressed(temporary, **arrays)
     os.replace(temporary, workdir / "examples.npz")
-
-
-def _saved_state(run: Run, folder: Path, step: int) -> TrainState:
-    """The state of a training in `folder` at a step that it saved; `InputError` if it is broken."""
-    checkpoints = Checkpoints(folder / "checkpoints", run.meta())
-    try:
-        return checkpoints.restore(step, run.states.abstract)
-    finally:
-        checkpoints.close()
-
-
-def _random_resnet18(run: Run) -> Encoder:
-    return build_encoder({"name": "resnet", "depth": 18, "channels": run.channels})
-
-
-def _poolings(settings: Config, encoder: Encoder) -> list[str]:
-    """Those of `evaluate.poolings` that the encoder has; a ResNet has no cls."""
-    wanted = [part.strip() for part in settings["poolings"].split(",") if part.strip()]
-    for pooling in wanted:
-        if pooling not in POOLINGS:
-            raise InputError(
-                f"evaluate.poolings: {pooling!r}, expected some of {', '.join(POOLINGS)}"
-            )
-    found = [pooling for pooling in wanted if pooling in encoder.pooled_keys]
-    if not found:
-        raise InputError(
-            f"evaluate.poolings: {settings['poolings']!r}, but {encoder.name} has "
-            f"{', '.join(encoder.pooled_keys)}"
-        )
-    return found
-
-
-def _own_floors(settings: Config) -> list[str]:
-    """Pixels, and what `evaluate.floors` lists besides chance and the untrained ones."""
-    listed = floor_ids(settings["floors"])
-    return list(dict.fromkeys(["pixels", *(f for f in listed if f not in (CHANCE, TWIN, FAMILY))]))
 
 
 def _strengths(settings: Config) -> tuple[float, ...]:

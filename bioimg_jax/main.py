@@ -25,7 +25,6 @@ from ml_collections import config_flags
 import bioimg_jax
 from bioimg_jax.errors import MACHINE_ERRORS, InputError
 
-# What a disk or a system says no with; other `OSError`s are mistakes of ours.
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
 --workdir=DIR       where the run keeps its files; runs/NAME-DATA-seedN by default

@@ -21,7 +21,7 @@ from skimage.segmentation import watershed
 
 from bioimg_jax.data.workers import available_cores
 from bioimg_jax.representations.layout import LayoutRepresentation
-from bioimg_jax.representations.nuclei import NucleiRepresentation
+from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter
 from speed.alternating import alternate, show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +51,9 @@ def main() -> float:
     cores = available_cores()
 
     def ours(workers: int, layout: bool) -> None:
-        nuclei = NucleiRepresentation(("DNA",), workers=workers)  # a new one remembers nothing
-        both = [nuclei, LayoutRepresentation(nuclei.segmenter)] if layout else [nuclei]
+        segmenter = Segmenter(("DNA",), workers=workers)  # a new one remembers nothing
+        nuclei = NucleiRepresentation(segmenter)
+        both = [nuclei, LayoutRepresentation(segmenter)] if layout else [nuclei]
         for representation in both:
             for batch in batches:
                 representation.features(batch)

@@ -45,9 +45,7 @@ class BadImage(Exception):
     def __init__(self, file: str, row: int, why: str):
         super().__init__(file, row, why)  # all arguments, so that it survives pickling
         self.file = file
-        self.row = (
-            row  # 1: first after the header of the file that lists the images; 0: no such row
-        )
+        self.row = row  # 1: first after the header of the file that lists the images; 0: none
         self.why = why
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.representations.aggregation_noise import AggregationNoiseRepresentation
 from bioimg_jax.representations.combined import CombinedRepresentation
 from bioimg_jax.representations.layout import LayoutRepresentation
-from bioimg_jax.representations.nuclei import NucleiRepresentation
+from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter
 from bioimg_jax.representations.pixels import PixelRepresentation
 from bioimg_jax.representations.random_projection import RandomProjectionRepresentation
 from bioimg_jax.representations.representation import Representation
@@ -24,11 +24,11 @@ class Floors:
 
     def __init__(self, channels: Sequence[str], width: int) -> None:
         self._channels = tuple(channels)
-        self._nuclei: NucleiRepresentation | None = None
+        self._segmenter: Segmenter | None = None
         self._makers: Mapping[str, Callable[[], Representation]] = {
             "pixels": lambda: PixelRepresentation(self._channels),
-            "nuclei": self._segmented,
-            "layout": lambda: LayoutRepresentation(self._segmented().segmenter),
+            "nuclei": lambda: NucleiRepresentation(self._segmented()),
+            "layout": lambda: LayoutRepresentation(self._segmented()),
             "combined": lambda: CombinedRepresentation(
                 [self.make(part) for part in ("pixels", "nuclei", "layout")]
             ),
@@ -50,10 +50,10 @@ class Floors:
     def make(self, name: str) -> Representation:
         return self._makers[name]()
 
-    def _segmented(self) -> NucleiRepresentation:
-        if self._nuclei is None:
+    def _segmented(self) -> Segmenter:
+        if self._segmenter is None:
             if self._channels == RGB:
-                self._nuclei = NucleiRepresentation(self._channels, "haematoxylin")
+                self._segmenter = Segmenter(self._channels, "haematoxylin")
             else:
                 dna = next((name for name in self._channels if name in DNA), None)
                 if dna is None:
@@ -62,5 +62,5 @@ class Floors:
                         f"{', '.join(DNA)}, or in R,G,B; the data set has "
                         f"{', '.join(self._channels)}"
                     )
-                self._nuclei = NucleiRepresentation(self._channels, dna_channel=dna)
-        return self._nuclei
+                self._segmenter = Segmenter(self._channels, dna_channel=dna)
+        return self._segmenter

@@ -48,8 +48,7 @@ class LayoutRepresentation:
     few nuclei leave undefined is 0, and 1 for the ratios to a random arrangement.
 
     Args:
-      segmenter: that of a `NucleiRepresentation`, so that an image is segmented once for both, or
-        one of its own.
+      segmenter: shared with `nuclei`, so that an image is segmented once for both.
     """
 
     name = "layout"

@@ -129,25 +129,15 @@ class NucleiRepresentation:
     in nuclei per 100 x 100 pixels; shapes of an image without nuclei are 0.
 
     Args:
-      channels: of the images, in order.
-      stain: "fluorescence", or "haematoxylin" for R, G, B of a brightfield image.
-      dna_channel: which of `channels` to segment; not read for "haematoxylin".
-      workers: processes to segment in; None for as many as there are cores.
+      segmenter: shared with `layout`, so that an image is segmented once for both.
     """
 
     name = "nuclei"
     kind = "count"
     dtype = "float32"
 
-    def __init__(
-        self,
-        channels: Sequence[str],
-        stain: str = "fluorescence",
-        *,
-        dna_channel: str = "DNA",
-        workers: int | None = None,
-    ) -> None:
-        self.segmenter = Segmenter(channels, stain, dna_channel=dna_channel, workers=workers)
+    def __init__(self, segmenter: "Segmenter") -> None:
+        self.segmenter = segmenter
         self.feature_names = ["count", "log_count", "density", "foreground"]
         self.feature_names += [f"{shape}:{name}" for shape in SHAPES for name in SUMMARIES]
         self.feature_names += QUALITIES
@@ -251,7 +241,10 @@ class Segmenter:
     one segmentation.
 
     Args:
-      channels, stain, dna_channel, workers: as for `NucleiRepresentation`.
+      channels: of the images, in order.
+      stain: "fluorescence", or "haematoxylin" for R, G, B of a brightfield image.
+      dna_channel: which of `channels` to segment; not read for "haematoxylin".
+      workers: processes to segment in; None for as many as there are cores.
       memory_bytes: what the remembered segmentations may take; those of later images are made anew.
     """
 

@@ -19,8 +19,8 @@ from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import unit_metric
+from bioimg_jax.statistics.verdict import DELTA
 
-DELTA = 0.03  # a score this close to the ceiling leaves nothing to judge
 CEILING = 1.0
 MAX_JOINED = 3  # columns whose joint value is tried as one key
 QUANTILE_BINS = 20  # levels of a numeric column with many values

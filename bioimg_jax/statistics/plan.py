@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from bioimg_jax.statistics.intervals import MIN_UNITS
-from bioimg_jax.statistics.verdict import ALPHA, ALPHA_SAME, DELTA, UNIT_SD, units_needed
+from bioimg_jax.statistics.verdict import ALPHA, ALPHA_SAME, DELTA, UNIT_SD
 
 POWER = 0.8
 MAX_UNITS = 100_000
@@ -25,14 +25,12 @@ class Plan:
       family; None below `MIN_UNITS`.
     power_same: chance that an encoder equal to its floors is called the same.
     units_same: units at which that chance is `POWER`; None above `MAX_UNITS`.
-    units_interval: units whose 95 % half-width is at most delta.
     """
 
     n_units: int
     detectable: tuple[float, float] | None
     power_same: float
     units_same: int | None
-    units_interval: int
 
     def sentence(self, delta: float = DELTA) -> str:
         """The plan as `--dry_run` prints it."""
@@ -72,7 +70,6 @@ def plan(
         detectable=detectable,
         power_same=_power_same(n_units, floors, delta, sd, overlap),
         units_same=_units_same(floors, delta, sd, overlap),
-        units_interval=units_needed(sd, delta, overlap=overlap),
     )
 
 

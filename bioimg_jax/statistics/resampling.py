@@ -39,6 +39,9 @@ class Paired:
     from `BOOTSTRAP_UNITS` units on, each p is also at least that of Hall's transformed t
     (Hall, Journal of the Royal Statistical Society B 54, 1992), given f times the sample skewness:
     a sample shows too little of a long tail, and neither t nor the bootstrap knows the rest.
+
+    Where the differences are `constant` there is no t. `bounds` [...] then says how far the mean
+    may be off, whatever the confidence: a p is 0 beyond it and 1 within, and limits lie at it.
     """
 
     differences: np.ndarray
@@ -47,6 +50,7 @@ class Paired:
     df: np.ndarray
     resamples: int
     skewness: float = 0.0
+    bounds: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -90,25 +94,25 @@ class Paired:
 
     def lower(self, confidence: float) -> np.ndarray:
         """One-sided lower confidence limit [...] of the mean."""
-        return self.mean - self.error * self._reach(confidence, 1.0)
+        return self.mean - self._reach(confidence, 1.0)
 
     def upper(self, confidence: float) -> np.ndarray:
         """One-sided upper confidence limit [...] of the mean."""
-        return self.mean + self.error * self._reach(confidence, -1.0)
+        return self.mean + self._reach(confidence, -1.0)
 
     def _p(self, null: float | np.ndarray, sign: float, needed: Needed | None) -> np.ndarray:
-        pivot = sign * (self.mean - null)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pivot = np.where(self.error > 0, pivot / self.error, np.sign(pivot) * np.inf)
-        pivot = np.where(np.isnan(pivot), 0.0, pivot)
+        distance = sign * (self.mean - null)
+        constant = self.constant
+        pivot = np.divide(distance, self.error, out=np.zeros_like(distance), where=~constant)
         p = np.asarray(stats.t.sf(pivot, self.df))
         if self.skewness and self.differences.shape[-1] >= BOOTSTRAP_UNITS:
             p = np.maximum(p, stats.t.sf(self._transformed(pivot, sign), self.df))
+        if self.bounds is not None:
+            p = np.where(constant, np.where(distance > self.bounds, 0.0, 1.0), p)
         if not self._bootstrapped:
             return p
-        wanted = p < DECISIVE if needed is None else needed(p)
+        wanted = (p < DECISIVE if needed is None else needed(p)) & ~constant
         flat, pivots, rows = p.reshape(-1), pivot.reshape(-1), self._rows()
-        wanted = np.broadcast_to(wanted, p.shape).reshape(-1) & (rows.std(axis=1) > 0)
         for part in _blocks(np.flatnonzero(wanted), self.resamples):
             drawn = sign * bootstrap_pivots(rows[part], self.resamples)  # [resamples, n]
             tail = (1 + (drawn >= pivots[part]).sum(axis=0)) / (1 + self.resamples)
@@ -118,22 +122,26 @@ class Paired:
     def _transformed(self, pivot: np.ndarray, sign: float) -> np.ndarray:
         """Hall's monotone cubic of t: ((1 + a t / 3)³ - 1) / a + a / 6, a = skewness / √g."""
         g = self.differences.shape[-1]
-        a = sign * self.skewness * stats.skew(self.differences, axis=-1) / np.sqrt(g)
-        a = np.where(np.abs(np.nan_to_num(a)) > 1e-6, a, 1e-6)
-        t = np.clip(pivot, -1e6, 1e6)
-        return ((1 + a * t / 3) ** 3 - 1) / a + a / 6
+        centred = self.differences - self.mean[..., None]
+        sd = np.sqrt((centred**2).mean(axis=-1))
+        sample = (centred**3).mean(axis=-1) / np.where(self.constant, 1.0, sd) ** 3
+        a = sign * self.skewness * sample / np.sqrt(g)
+        a = np.where(np.abs(a) > 1e-6, a, 1e-6)
+        return ((1 + a * pivot / 3) ** 3 - 1) / a + a / 6
 
     def _reach(self, confidence: float, sign: float) -> np.ndarray:
-        """How many standard errors a limit lies from the mean."""
-        reach = np.asarray(stats.t.ppf(confidence, self.df))
-        if not self._bootstrapped:
-            return reach
-        flat, rows = np.broadcast_to(reach, self.mean.shape).reshape(-1).copy(), self._rows()
-        for part in _blocks(np.flatnonzero(rows.std(axis=1) > 0), self.resamples):
-            drawn = sign * bootstrap_pivots(rows[part], self.resamples)
-            quantile = np.quantile(drawn, confidence, axis=0, method="higher")
-            flat[part] = np.maximum(flat[part], quantile)
-        return flat.reshape(self.mean.shape)
+        """How far a limit lies from the mean [...]."""
+        constant = self.constant
+        reach = np.broadcast_to(stats.t.ppf(confidence, self.df), self.mean.shape).copy()
+        if self._bootstrapped:
+            flat, rows = reach.reshape(-1), self._rows()
+            for part in _blocks(np.flatnonzero(~constant), self.resamples):
+                drawn = sign * bootstrap_pivots(rows[part], self.resamples)
+                quantile = np.quantile(drawn, confidence, axis=0, method="higher")
+                flat[part] = np.maximum(flat[part], quantile)
+            reach = flat.reshape(self.mean.shape)
+        reach = self.error * reach
+        return reach if self.bounds is None else np.where(constant, self.bounds, reach)
 
     @property
     def _bootstrapped(self) -> bool:

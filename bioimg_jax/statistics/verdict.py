@@ -249,26 +249,27 @@ class _Evidence:
         if not run or case.higher_is_better is None:
             return cls(units, missing)
         names, sign = tuple(run), 1.0 if case.higher_is_better else -1.0
-        differences = sign * (values[:, None, :] - np.stack([run[n] for n in names])[None])
         resamples = n_resamples(len(names), family)
-        paired = _paired(case, differences, resamples)
-        settled = _settled(case, paired, values.mean(axis=0), names, run, units)
-        if isinstance(settled, str):
-            return cls(units, missing, settled)
+        paired = _against(case, values, run, resamples, sign, units)
+        gain = assess(paired, case.delta)
+        if refusal := _unsettled(case, paired, names, gain):
+            return cls(units, missing, refusal)
         beats = None
         if case.metadata is not None:
-            rival = _aligned(case, "metadata", case.metadata, units)
-            against = _paired(case, sign * (values[:, None, :] - rival), resamples)
-            beats = float(p_above(against))
+            rival = {"metadata": _aligned(case, "metadata", case.metadata, units)}
+            against = _against(case, values, rival, resamples, sign, units)
+            beats = p_above(against)
+            if refusal := _unsettled(case, against, ("metadata",)):
+                return cls(units, missing, refusal)
         best = max(names, key=lambda name: sign * run[name].mean())
         own = Paired.of(sign * run[best][None], resamples=resamples, overlap=case.overlap)
         return cls(
             units,
             missing,
-            gain=settled,
+            gain=gain,
             paired=paired,
             names=names,
-            beats_metadata=beats,
+            beats_metadata=None if beats is None else float(beats),
             best_upper=float(own.upper(1 - ALPHA)[0]),
             best=best,
         )
@@ -285,72 +286,51 @@ def _aligned(case: Case, name: str, values: PerUnit, units: list[str]) -> np.nda
     return array
 
 
-def _paired(case: Case, differences: np.ndarray, resamples: int) -> Paired:
-    """Of differences [seeds, k, g]: seeds are averaged; a method pays for their spread."""
-    seeds = len(differences)
-    if not case.method or seeds < 2:
-        return Paired.of(differences.mean(axis=0), resamples=resamples, overlap=case.overlap)
-    spread = differences.mean(axis=2).var(axis=0, ddof=1) / seeds  # [k]
-    return Paired.of(
+def _against(
+    case: Case,
+    values: np.ndarray,
+    floors: Mapping[str, np.ndarray],
+    resamples: int,
+    sign: float,
+    units: list[str],
+) -> Paired:
+    """Encoder [seeds, g] minus floors [g]: seeds are averaged; a method pays for their spread.
+
+    Without variance between units there is no t. Two shares of right answers over n rows differ by
+    no more than the width of their Clopper-Pearson intervals: that is the bound.
+    """
+    seeds, k = len(values), len(floors)
+    differences = sign * (values[:, None, :] - np.stack(list(floors.values()))[None])
+    pays = case.method and seeds > 1
+    paired = Paired.of(
         differences.mean(axis=0),
         resamples=resamples,
         overlap=case.overlap,
-        seed_variance=spread,
-        seed_df=seeds - 1,
+        seed_variance=differences.mean(axis=2).var(axis=0, ddof=1) / seeds if pays else 0.0,
+        seed_df=seeds - 1 if pays else 0,
     )
+    if case.rows is None:
+        return paired
+    n, level = sum(case.rows[unit] for unit in units), 1 - 2 * ALPHA / k
+    own = _binomial_width(values.mean(), n, level)
+    bounds = [max(own, _binomial_width(floor.mean(), n, level)) for floor in floors.values()]
+    return dataclasses.replace(paired, bounds=np.array(bounds))
 
 
-def _settled(
-    case: Case,
-    paired: Paired,
-    values: np.ndarray,
-    names: tuple[str, ...],
-    floors: Mapping[str, np.ndarray],
-    units: list[str],
-) -> Gain | str:
-    """The gain's tests; where differences to a floor do not vary, by what rows inside units allow.
-
-    Without variance between units there is no t. Two shares of right answers over n rows differ by
-    no more than the width of their Clopper-Pearson intervals; that bound decides, or nobody can.
-    """
+def _unsettled(case: Case, paired: Paired, names: Sequence[str], gain: Gain | None = None) -> str:
+    """Why nobody can tell, where a difference is the same in every unit; "" where one can."""
     constant = paired.constant
     if not constant.any():
-        return assess(paired, case.delta)
-    if case.rows is None:
-        floor = names[int(np.argmax(constant))]
-        return f"the difference to {floor} is the same in every unit, so its error is unknown"
-    n = sum(case.rows[unit] for unit in units)
-    k = len(names)
-    level = 1 - 2 * ALPHA / k
-    bounds = np.array(
-        [max(_binomial_width(share, n, level) for share in (values.mean(), floors[name].mean()))
-         for name in names]
-    )  # fmt: skip
-
-    def p(of_t: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        return np.where(constant, np.where(distance > bounds, 0.0, 1.0), of_t)
-
-    mean, delta = paired.mean, case.delta
-    low = np.where(constant, mean - bounds, paired.lower(1 - ALPHA))
-    high = np.where(constant, mean + bounds, paired.upper(1 - ALPHA / k))
-    gain = Gain(
-        value=mean.min(),
-        low=low.min(),
-        high=high.min(),
-        p_above=p(paired.p_greater(), mean).max(),
-        p_below=np.minimum(1.0, k * p(paired.p_less(), -mean).min()),
-        p_same=np.maximum(
-            p(paired.p_greater(-delta), mean + delta).max(),
-            np.minimum(1.0, k * p(paired.p_less(delta), delta - mean).min()),
-        ),
+        return ""
+    name = names[int(np.argmax(constant))]
+    if paired.bounds is None or case.rows is None:
+        return f"the difference to {name} is the same in every unit, so its error is unknown"
+    if gain is None or min(gain.p_above, gain.p_below, gain.p_same) < DECISIVE:
+        return ""
+    return (
+        f"the difference to {name} is the same in every unit, and {sum(case.rows.values()):,} test "
+        f"rows bound it to ± {paired.bounds.max():.3f} only"
     )
-    if min(gain.p_above, gain.p_below, gain.p_same) >= DECISIVE:
-        floor = names[int(np.argmax(constant))]
-        return (
-            f"the difference to {floor} is the same in every unit, and {n:,} test rows bound it "
-            f"to ± {bounds.max():.3f} only"
-        )
-    return gain
 
 
 def _binomial_width(share: float, n: int, confidence: float) -> float:

@@ -109,7 +109,7 @@ def test_nuclei_at_the_border_count():
     found = segment_nuclei(stained(truth > 0))
     assert match(truth, found) == (3, 3, 3)
     values = nucleus_statistics(found, np.zeros(3))
-    names = NucleiRepresentation(("DNA",), workers=1).feature_names
+    names = NucleiRepresentation(Segmenter(("DNA",), workers=1)).feature_names
     assert values[names.index("at_border")] == 1.0
 
 
@@ -133,7 +133,7 @@ def test_images_without_nuclei_give_finite_numbers(stain, dtype):
     images = np.stack(
         [np.zeros((64, 64, c)), np.full((64, 64, c), 250.0), noise, hole, 255 - hole]
     ).astype(dtype)
-    found = by_name(NucleiRepresentation(channels, stain, workers=1), images)
+    found = by_name(NucleiRepresentation(Segmenter(channels, stain, workers=1)), images)
     assert (found["count"][:3] == 0).all()
     assert (found["area:mean"][:3] == 0).all() and (found["foreground"][:3] == 0).all()
     assert (found["foreground"] <= 1).all()
@@ -218,14 +218,14 @@ def test_features_are_counted_on_the_channel_asked_for():
     images = np.zeros((2, *truth.shape, 2), np.uint8)
     images[0, ..., 1] = stained(truth > 0)
     images[1, ..., 0] = stained(truth > 0)  # RNA: not looked at
-    found = by_name(NucleiRepresentation(CHANNELS, workers=1), images)
+    found = by_name(NucleiRepresentation(Segmenter(CHANNELS, workers=1)), images)
     assert list(found["count"]) == [4, 0]
     assert found["density"][0] == pytest.approx(4 * 1e4 / truth.size)
     assert found["foreground"][0] == pytest.approx(np.mean(truth > 0), rel=0.1)
     assert found["area:mean"][0] == pytest.approx(np.sum(truth > 0) / 4, rel=0.1)
     assert found["touching"][0] == 0 and found["contrast"][0] > 5
     assert set(QUALITIES) < set(found)
-    other = by_name(NucleiRepresentation(CHANNELS, dna_channel="RNA", workers=1), images)
+    other = by_name(NucleiRepresentation(Segmenter(CHANNELS, dna_channel="RNA", workers=1)), images)
     assert list(other["count"]) == [0, 4]
 
 
@@ -233,23 +233,27 @@ def test_workers_order_and_padding_change_nothing():
     rng = np.random.default_rng(0)
     masks = [field(nuclei=[(*rng.integers(10, 86, 2), 8) for _ in range(k)]) > 0 for k in range(5)]
     images = np.stack([stained(mask, np.uint16) for mask in masks])[..., None]
-    one = NucleiRepresentation(("DNA",), workers=1).features(batch(images))["nuclei"]
-    two = NucleiRepresentation(("DNA",), workers=2).features(batch(jnp.asarray(images)))["nuclei"]
+    one = NucleiRepresentation(Segmenter(("DNA",), workers=1)).features(batch(images))["nuclei"]
+    two = NucleiRepresentation(Segmenter(("DNA",), workers=2)).features(batch(jnp.asarray(images)))[
+        "nuclei"
+    ]
     np.testing.assert_array_equal(one, two)
     order = rng.permutation(5)
-    turned = NucleiRepresentation(("DNA",), workers=1).features(batch(images[order]))["nuclei"]
+    turned = NucleiRepresentation(Segmenter(("DNA",), workers=1)).features(batch(images[order]))[
+        "nuclei"
+    ]
     np.testing.assert_array_equal(np.asarray(one)[order], turned)
 
     padded = images.astype(np.float32)
     padded[3:] = np.nan
-    representation = NucleiRepresentation(("DNA",), workers=1)
+    representation = NucleiRepresentation(Segmenter(("DNA",), workers=1))
     ((positions, features),) = stream_features(representation, [batch(padded, real=3)])
     assert list(positions) == [0, 1, 2] and features["nuclei"].shape == (3, one.shape[1])
     np.testing.assert_allclose(features["nuclei"], np.asarray(one)[:3], rtol=1e-4)
 
 
 def test_layout_uses_the_segmentation_of_nuclei_again(monkeypatch):
-    nuclei = NucleiRepresentation(("DNA",), workers=1)
+    nuclei = NucleiRepresentation(Segmenter(("DNA",), workers=1))
     layout = LayoutRepresentation(nuclei.segmenter)
     images = stained(field() > 0)[None, ..., None]
     expected = LayoutRepresentation(Segmenter(("DNA",), workers=1)).features(batch(images))
@@ -268,11 +272,11 @@ def test_memory_is_bounded():
 
 def test_mistakes_name_what_was_expected():
     with pytest.raises(InputError, match="dna_channel: 'DNA', expected one of RNA, ER"):
-        NucleiRepresentation(("RNA", "ER"))
+        NucleiRepresentation(Segmenter(("RNA", "ER")))
     with pytest.raises(InputError, match="stain: 'eosin', expected one of fluorescence"):
-        NucleiRepresentation(("DNA",), "eosin")
+        NucleiRepresentation(Segmenter(("DNA",), "eosin"))
     with pytest.raises(InputError, match="needs the channels R, G, B, not DNA"):
-        NucleiRepresentation(("DNA",), "haematoxylin")
+        NucleiRepresentation(Segmenter(("DNA",), "haematoxylin"))
 
 
 @pytest.mark.parametrize("module", ["nuclei", "layout"])
@@ -285,9 +289,9 @@ def test_a_program_ends_quietly_and_workers_do_not_run_it_again(tmp_path):
     script = tmp_path / "script.py"  # without `if __name__ == "__main__"`
     script.write_text(
         "import numpy as np\n"
-        "from bioimg_jax.representations.nuclei import NucleiRepresentation\n"
+        "from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter\n"
         "images = np.zeros((4, 16, 16, 1), np.uint8)\n"
-        "found = NucleiRepresentation(('DNA',), workers=2).features({'image': images})\n"
+        "found = NucleiRepresentation(Segmenter(('DNA',), workers=2)).features({'image': images})\n"
         "print(found['nuclei'].shape[0])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -188,6 +188,14 @@ def test_zero_variance_is_settled_by_rows_inside_units_or_not_at_all() -> None:
     assert one(**under, rows=dict.fromkeys(UNITS, 50)).word == "below"
 
 
+def test_a_constant_difference_to_the_metadata_is_settled_the_same_way() -> None:
+    rows = dict.fromkeys(UNITS, 50)
+    offset = {unit: value - 0.2 for unit, value in scores(0.6).items()}
+    assert one(metadata=offset).word == "cannot tell"
+    assert one(metadata=offset, rows=rows).word == "above"
+    assert one(metadata=scores(0.6), rows=rows).word == "confounded"
+
+
 def test_seeds_are_averaged_and_a_method_pays_for_their_spread() -> None:
     seeds = [scores(0.6 + shift) for shift in (-0.06, 0.0, 0.06)]
     floors = {"pixels": scores(0.52, 1)}
