@@ -44,6 +44,7 @@ PerUnit = Mapping[str, float]
 class Case:
     """One encoder on the primary metric of one benchmark, with everything it is judged by.
 
+    benchmark, target: the protocol ("linear") and what it predicts ("compound").
     values: a mapping unit -> score for each training seed, all over the same units.
     floors: floor id -> unit -> score, over the same units; None for a listed floor that has not
       been run.
@@ -63,6 +64,7 @@ class Case:
     encoder: str
     values: Sequence[PerUnit]
     floors: Mapping[str, PerUnit | None]
+    target: str = ""
     higher_is_better: bool | None = True
     omitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     confounded: str = ""
@@ -93,6 +95,7 @@ class Verdict:
     word: str
     why: str
     n_units: int
+    target: str = ""
     gain: float | None = None
     interval: tuple[float, float] | None = None
     nearest: str | None = None
@@ -346,8 +349,8 @@ def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | Non
     """The first rule that applies, in the order of precedence."""
     notes = _notes(case, evidence)
     base = Verdict(
-        case.benchmark, case.encoder, NONE, "", len(evidence.units), delta=case.delta,
-        qualified_by=notes,
+        case.benchmark, case.encoder, NONE, "", len(evidence.units), case.target,
+        delta=case.delta, qualified_by=notes,
     )  # fmt: skip
     gain, paired = evidence.gain, evidence.paired
     if gain is not None and paired is not None:

@@ -227,6 +227,12 @@ def test_what_qualifies_a_verdict_is_said() -> None:
     assert found.floors["pixels"]["sign_flip_p"] == pytest.approx(2**-12)
 
 
+def test_a_verdict_says_of_which_benchmark_and_target_it_is() -> None:
+    row = one(benchmark="linear", target="compound").to_row()
+    assert (row["benchmark"], row["target"]) == ("linear", "compound")
+    assert one().target == ""
+
+
 def test_no_direction_no_ladder() -> None:
     assert one(higher_is_better=None).word == ""
 
