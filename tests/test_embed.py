@@ -75,7 +75,7 @@ def test_floors_and_untrained_twins_are_embedded_the_same_way(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"name": "x.csv"}, "x.csv: expected a name in .h5ad or .parquet"),
+        ({"name": "x.csv"}, "x.csv: expected a name that ends in .h5ad or .parquet"),
         ({}, "--checkpoint=PATH or --representation=NAME is missing"),
         ({"representation": "pixel", "config.data.crop_px": 64}, "'pixel', expected some of"),
         ({"representation": "pixels"}, "data.crop_px: 0 stands for the crop"),

@@ -4,8 +4,14 @@ from bioimg_jax.benchmarks.score import headline_rows
 
 
 def row(representation: str, block: str, seed: int | None = 0, **settings: str) -> dict:
-    return {"benchmark": "b", "target": "t", "representation": representation, "block": block, "seed": seed,
-            "settings": settings}  # fmt: skip
+    return {
+        "benchmark": "b",
+        "target": "t",
+        "representation": representation,
+        "block": block,
+        "seed": seed,
+        "settings": settings,
+    }
 
 
 def test_the_selected_layer_or_the_last_and_averages_for_their_members() -> None:
