@@ -9,6 +9,7 @@ data set alone, on any number of devices. `bioimg_jax.main` does the same after 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -50,7 +51,7 @@ from bioimg_jax.representations.encoder import EncoderRepresentation
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.plan import Plan, plan
-from bioimg_jax.statistics.verdict import Verdict, judge
+from bioimg_jax.statistics.verdict import UNIT_SD, Verdict, judge
 from bioimg_jax.train import Config, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
 
@@ -433,8 +434,12 @@ def plans(evaluation: Evaluation, dataset: Dataset) -> dict[str, Plan]:
     for target in targets:
         folds = dataset.folds(target.name)
         tested = dataset.metadata.iloc[np.concatenate([fold.test for fold in folds])]
+        _, counts = np.unique(unit_names(tested, target.unit).astype(str), return_counts=True)
+        # Two shares of right answers near one half, correlated 0.5, over the rows of a unit.
+        sampling = 0.25 * float(np.mean(1 / counts))
         found[target.name] = plan(
-            len(np.unique(unit_names(tested, target.unit).astype(str))),
+            len(counts),
+            sd=math.sqrt(UNIT_SD**2 + sampling),
             floors=len(floor_ids(settings["floors"])),
             family=family,
             delta=settings["delta"],
