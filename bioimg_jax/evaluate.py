@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import bioimg_jax
-from bioimg_jax import command_line
+from bioimg_jax import command_line, illustrate
 from bioimg_jax.benchmarks.benchmark import Benchmark
-from bioimg_jax.benchmarks.ladder import cases, floor_ids
+from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_member
 from bioimg_jax.benchmarks.registry import find_benchmarks
 from bioimg_jax.benchmarks.score import Score, headline_rows
 from bioimg_jax.budget import budget
@@ -42,9 +42,10 @@ from bioimg_jax.data.dataset import Dataset, open_dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.pipeline import evaluation_batches
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
+from bioimg_jax.data.transforms import centre_crop
 from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.features.extract import feature_table
-from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.representations.encoder import EncoderRepresentation
@@ -57,6 +58,7 @@ from bioimg_jax.train_state import TrainState
 
 SCHEMA_VERSION = 3
 EXAMPLES_SHOWN = 3
+ILLUSTRATED = 10_000  # images that a query's neighbours are looked for among
 PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
 RESULTS, REPORT = "results.json", "report.html"
 HELP = f"""{__doc__}
@@ -122,8 +124,14 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     verdicts = judge(
         cases(scores, about, floors, omitted=omitted, delta=settings["delta"], overlap=overlap)
     )
+    selected: dict[str, Any] = {benchmark.name: {} for benchmark in benchmarks}
+    for v in verdicts:
+        member = selected_member(scores, v.benchmark, v.target, v.encoder)
+        selected[v.benchmark].setdefault(v.target, {})[v.encoder] = member
     scores = _with_verdicts(scores, audits, verdicts)
-    _write_examples(evaluation, dataset, workdir)
+    if settings["illustrate"]:
+        _write_examples(evaluation, dataset, workdir)
+        _write_illustrations(evaluation, dataset, rows, to_score, workdir)
     return {
         "schema_version": SCHEMA_VERSION,
         "data": {
@@ -150,6 +158,8 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "targets": about,
         "floors": list(floors),
         "omitted": omitted,
+        "selected": selected,
+        "plan": _plan_rows(evaluation, dataset, benchmarks),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "scores": [score.to_row() for score in scores],
     }
@@ -365,6 +375,26 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
     return rows
 
 
+def _plan_rows(
+    evaluation: Evaluation, dataset: Dataset, benchmarks: Sequence[Benchmark]
+) -> list[dict[str, Any]]:
+    delta = evaluation.settings["delta"]
+    return [
+        {
+            "benchmark": benchmark.name,
+            "target": name,
+            "n_units": found.n_units,
+            "detectable_alone": found.detectable and found.detectable[0],
+            "detectable_family": found.detectable and found.detectable[1],
+            "power_same": found.power_same,
+            "units_same": found.units_same,
+            "sentence": found.sentence(delta),
+        }
+        for benchmark in benchmarks
+        for name, found in plans(evaluation, dataset).items()
+    ]
+
+
 def _overlap(folds: Sequence[Fold]) -> float:
     return train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
 
@@ -532,6 +562,40 @@ def _write_examples(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> 
     arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
     np.savez_compressed(temporary, **arrays)
     os.replace(temporary, workdir / "examples.npz")
+
+
+def _write_illustrations(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    rows: np.ndarray,
+    scored: Sequence[Candidate],
+    workdir: Path,
+) -> None:
+    """Maps and nearest images by the first trained encoder, its step 0 and the pixels."""
+    shown = [one for one in scored if one.folds is None][:2] if evaluation.trained else []
+    shown += [one for one in scored if one.name == "pixels"]
+    few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ILLUSTRATED)).astype(int))
+    features = {}
+    for one in shown:
+        table = read_table(workdir / "features" / f"{one.name}.h5ad")
+        features[one.name] = table.layer(table.default)[few]
+    obs = dataset.metadata.iloc[rows[few]].reset_index(drop=True)
+    primary, declared = dataset.declaration.targets[0], dataset.declaration
+
+    def images_of(positions: np.ndarray) -> list[np.ndarray]:
+        images = dataset.source.read(rows[few[positions]])
+        return [centre_crop(image, evaluation.crop_px) for image in images]
+
+    illustrate.save(
+        workdir / "maps.npz",
+        illustrate.maps(features, obs, illustrate.colour_columns(declared, obs)),
+    )
+    illustrate.save(
+        workdir / "gallery.npz",
+        illustrate.gallery(
+            features, obs, label=primary.column, unit=primary.unit, images_of=images_of
+        ),
+    )
 
 
 def about_run(

@@ -30,6 +30,7 @@ DOORS = {
     "anndata": ("bioimg_jax/features/", "datasets/"),
     "matplotlib": ("bioimg_jax/report/",),
     "jinja2": ("bioimg_jax/report/",),
+    "markupsafe": ("bioimg_jax/report/",),
     "array_record": ("bioimg_jax/data/",),
     "h5py": ("bioimg_jax/features/",),
     "tifffile": ("datasets/",),

@@ -1,5 +1,7 @@
-"""Work directory in, `report.html` out: one file, no network, no script."""
+"""Work directory in, `report.html` out: one file that needs no network."""
 
+import base64
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -7,31 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 
-from bioimg_jax.benchmarks.score import headline_rows
+from bioimg_jax.benchmarks.score import SELECTED, headline_rows
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 
 SCHEMA_VERSION = 3
-KIND_ORDER = (
-    "trained",
-    "imported",
-    "untrained",
-    "combined",
-    "pixels",
-    "count",
-    "layout",
-    "texture",
-)
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes `report.html` from config.json, logbook.jsonl, results.json and examples.npz.
+    """Writes `report.html` from config.json and results.json.
 
-    The last is optional: not every objective draws pictures. Raises `InputError` that names a
-    missing or foreign file.
+    logbook.jsonl, examples.npz, maps.npz and gallery.npz are shown where they are. Raises
+    `InputError` that names a missing or foreign file.
     """
     config, results = (_read_json(workdir / name) for name in ("config.json", "results.json"))
     if results.get("schema_version") != SCHEMA_VERSION:
@@ -39,18 +32,26 @@ def write_report(workdir: Path) -> Path:
             f"{workdir / 'results.json'} has schema_version {results.get('schema_version')!r}; "
             f"expected {SCHEMA_VERSION}"
         )
-    entries = read_logbook(workdir / "logbook.jsonl")
+    logbook = workdir / "logbook.jsonl"
+    script = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
     page = _environment().get_template("template.html").render(
         title=f"{config.get('name', 'run')} on {results['data']['name']}",
         results=results,
         run=results["run"],
         data=results["data"],
-        summary=_summary(results),
-        training=_training(entries),
+        sentences=_sentences(results),
+        ladders=_ladders(results),
+        beside=_beside(results),
+        doubts=_doubts(results),
+        blocks=_by_block(results),
+        maps=_maps(workdir / "maps.npz"),
+        galleries=_galleries(workdir / "gallery.npz"),
+        training=_training(read_logbook(logbook) if logbook.exists() else []),
         normalised=config.get("objective", {}).get("normalise_targets", False),
         pictures=_pictures(workdir / "examples.npz", results["data"]["channels"]),
-        targets=[_target(target, results) for target in results["targets"]],
         settings=_flatten(config),
+        script=markupsafe.Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     path = workdir / "report.html"
     temporary = path.with_suffix(".tmp")
@@ -69,10 +70,22 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    environment.filters["capfirst"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["capfirst"] = _capital
+    environment.filters["plain"] = _plain
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     return environment
+
+
+def _plain(value: object) -> str:
+    """A cell of a table: numbers to three digits, nothing for None."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -98,63 +111,199 @@ def _training(entries: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _pictures(path: Path, channels: list[str]) -> str:
-    if not path.exists():
+    pictures = _arrays(path)
+    if not pictures:
         return ""
-    with np.load(path, allow_pickle=False) as arrays:
-        pictures = {name: arrays[name] for name in arrays.files}
     return figures.as_data_uri(figures.reconstructions(pictures, channels), kind="png")
 
 
-def _target(target: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    scores = results["scores"]
-    mine = [row for row in scores if row["target"] == target["name"]]
-    shown = headline_rows(
-        scores, target["name"], results["benchmarks"][0]
-    )  # all layers and seeds are in a table below
-    shown.sort(key=lambda row: (_order(row["kind"]), row["representation"]))
-    chart = figures.as_data_uri(figures.target_chart(shown)) if shown else ""
-    verdicts = [v for v in results["verdicts"] if v["target"] == target["name"]]
-    return {"about": target, "shown": shown, "all": mine, "chart": chart, "verdicts": verdicts}
+def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A ladder for each benchmark and target, biology before nuisance: highest rung first."""
+    found = []
+    order = sorted(results["targets"], key=lambda target: bool(target["nuisance"]))
+    for benchmark in results["benchmarks"]:
+        for target in order:
+            key = (benchmark, target["name"])
+            rows = [r for r in results["scores"] if (r["benchmark"], r["target"]) == key]
+            if not rows:
+                continue
+            verdicts = [v for v in results["verdicts"] if (v["benchmark"], v["target"]) == key]
+            judged = {v["encoder"] for v in verdicts}
+            floors = _floor_names(results, benchmark, target["name"], judged)
+            rungs = []
+            for row in headline_rows(results["scores"], target["name"], benchmark):
+                name = row["representation"]
+                role = "encoder" if name in judged else "floor" if name in floors else "shown"
+                rungs.append({**row, "role": role, "rung": floors.get(name, "")})
+            if "chance" in results["floors"] and rows[0]["chance"] is not None:
+                rungs.append({**rungs[0], "representation": "chance", "role": "floor",
+                              "rung": "chance", "value": rows[0]["chance"], "per_unit": {},
+                              "interval": None, "kind": "chance", "settings": {},
+                              "exposure": "none"})  # fmt: skip
+            rungs.sort(key=lambda row: (-row["value"], row["representation"]))
+            if rows[0]["higher_is_better"] is False:
+                rungs.reverse()
+            found.append({
+                "id": f"{benchmark}-{target['name']}",
+                "benchmark": benchmark,
+                "about": target,
+                "rungs": rungs,
+                "first": rows[0],
+                "chart": figures.as_data_uri(figures.ladder(rungs)),
+                "verdicts": verdicts,
+            })  # fmt: skip
+    return found
 
 
-def _order(kind: str) -> int:
-    return KIND_ORDER.index(kind) if kind in KIND_ORDER else len(KIND_ORDER)
+def _floor_names(
+    results: Mapping[str, Any], benchmark: str, target: str, encoders: set[str]
+) -> dict[str, str]:
+    """Representation -> id of the floor that it is, of the floors that the config listed."""
+    found: dict[str, str] = {}
+    selected = results["selected"].get(benchmark, {}).get(target, {})
+    for floor in results["floors"]:
+        if floor == "twin":
+            found |= {f"{encoder}_step0": "twin" for encoder in encoders}
+        elif floor == "selected":
+            members = {selected.get(encoder) for encoder in encoders} - {None}
+            groups = {
+                row["settings"]["group"]: row["representation"]
+                for row in results["scores"]
+                if row["representation"] in members and row["settings"].get("group")
+            }
+            found |= dict.fromkeys(members, "selected")
+            found |= {group: f"selected: {member}" for group, member in groups.items()}
+        else:
+            found[floor] = floor
+    return found
 
 
-def _summary(results: Mapping[str, Any]) -> list[str]:
-    """The outcome in sentences, without a word the statistics do not carry."""
+def _beside(results: Mapping[str, Any]) -> str:
+    """Nuisance targets beside biology, by the first benchmark; "" where there is one target."""
+    benchmark, lines = results["benchmarks"][0], []
+    for target in sorted(results["targets"], key=lambda target: bool(target["nuisance"])):
+        rows = headline_rows(results["scores"], target["name"], benchmark)
+        values = {}
+        for row in rows:
+            chance, name = row["chance"], row["representation"]
+            shown = row["kind"] in ("trained", "imported", "pixels") or name.endswith("_step0")
+            if shown and chance is not None and not row["settings"].get("held_out"):
+                values[name] = (row["value"] - chance) / max(1 - chance, 1e-9)
+        lines.append((target["name"], bool(target["nuisance"]), values))
+    if len(lines) < 2:
+        return ""
+    return figures.as_data_uri(figures.beside(lines))
+
+
+def _by_block(results: Mapping[str, Any]) -> dict[str, str]:
+    """Trained against twin at every block, a chart for each biological target."""
+    shown, benchmark = {}, results["benchmarks"][0]
+    encoders = [one["name"] for one in results["encoders"]]
+    for target in results["targets"]:
+        for encoder in encoders:
+            names = (encoder, f"{encoder}_step0")
+            rows = [
+                row
+                for row in results["scores"]
+                if (row["benchmark"], row["target"]) == (benchmark, target["name"])
+                and row["representation"] in names
+                and row["block"] != SELECTED
+                and row["seed"] is not None
+                and "held_out" not in row["settings"]
+            ]
+            if not target["nuisance"] and len({row["block"] for row in rows}) > 1:
+                heading = f"{target['name']}: {encoder}"
+                shown[heading] = figures.as_data_uri(figures.by_block(rows, names))
+    return shown
+
+
+def _doubts(results: Mapping[str, Any]) -> list[str]:
+    """What this run cannot tell, from its audits, its plan and what was left out."""
+    found = []
+    for target in results["targets"]:
+        if target["verdict"]:
+            found.append(
+                f"{target['name']}: no encoder can be judged here. {_capital(target['reason'])}."
+            )
+    for line in results.get("plan") or []:
+        words = {
+            v["word"] for v in results["verdicts"]
+            if (v["benchmark"], v["target"]) == (line["benchmark"], line["target"])
+        }  # fmt: skip
+        if words - {"confounded"}:
+            found.append(f"{line['target']} ({line['benchmark']}), by its design: "
+                         f"{line['sentence']}.")  # fmt: skip
+    for floor, reason in results["omitted"].items():
+        found.append(f"The floor {floor} was left out: {reason}.")
+    for verdict in results["verdicts"]:
+        if verdict["why"].startswith("floor") and not verdict["word"]:
+            found.append(f"{verdict['target']}: {verdict['why']}.")
+    unknown = sorted({r["representation"] for r in results["scores"] if r["exposure"] == "unknown"})
+    if unknown:
+        found.append(f"Whether {', '.join(unknown)} saw the test images in training is not known.")
+    exposed = sorted({
+        (r["representation"], r["target"]) for r in results["scores"]
+        if r["exposure"] == "images" and r["seed"] is not None
+    })  # fmt: skip
+    for name in dict.fromkeys(name for name, _ in exposed):
+        targets = ", ".join(target for other, target in exposed if other == name)
+        found.append(f"{name} saw test images, without labels, in training: {targets}.")
+    for target, audited in (results.get("duplicates") or {}).items():
+        if audited["n_duplicates"]:
+            found.append(f"{target}: {audited['reason']}.")
+    for line in results.get("symmetry") or []:
+        if line["preserves"] is False:
+            found.append(f"{line['target']}: {line['reason']}.")
+    if quality := results.get("segmentation"):
+        found.append(f"Nuclei: {quality['reason']}.")
+    permuted = any("permute_labels_seed" in r["settings"] for r in results["scores"])
+    if permuted:
+        found.append("Labels were permuted: every score must be at chance, and means nothing else.")
+    return found
+
+
+def _sentences(results: Mapping[str, Any]) -> list[str]:
+    """What was trained, and what one fold repeated without its images is worth."""
     sentences = [
         f"{one['name']} was trained on {one['images_seen']:,} crops of {one['trained_on']['name']} "
         "(no labels) and then frozen."
         for one in results["encoders"]
+        if not one["trained_on"]["hold_out"]
     ]
+    benchmark = results["benchmarks"][0]
     for target in results["targets"]:
-        if target["nuisance"]:
-            continue
-        rows = headline_rows(results["scores"], target["name"], results["benchmarks"][0])
+        rows = headline_rows(results["scores"], target["name"], benchmark)
         trained = next((r for r in rows if r["kind"] == "trained"), None)
-        twin = next((r for r in rows if r["representation"].endswith("_step0")), None)
-        if trained is None or twin is None:
-            continue
-        sentence = (
-            f"{target['name']}: trained {trained['value']:.3f}, its own step-0 weights "
-            f"{twin['value']:.3f}, chance {trained['chance']:.3f} "
-            f"({trained['metric'].replace('_', ' ')})"
-        )
-        for verdict in results["verdicts"]:
-            if (verdict["target"], verdict["encoder"]) == (
-                target["name"], trained["representation"],
-            ):  # fmt: skip
-                sentence += f" – {verdict['word'] or 'no verdict'}: {verdict['why']}"
-        sentences.append(sentence + ".")
         for row in rows:
-            if held_out := row["settings"].get("held_out"):
+            held_out = row["settings"].get("held_out")
+            if held_out and trained is not None:
                 with_images = np.mean([trained["per_unit"][unit] for unit in row["per_unit"]])
                 sentences.append(
                     f"{target['name']} on {held_out} alone: {row['value']:.3f} when trained "
                     f"without its images, {with_images:.3f} when trained with them."
                 )
     return sentences
+
+
+def _maps(path: Path) -> str:
+    arrays = _arrays(path)
+    return figures.as_data_uri(figures.maps(arrays), kind="png") if arrays else ""
+
+
+def _galleries(path: Path) -> dict[str, str]:
+    arrays = _arrays(path)
+    return {
+        str(name): figures.as_data_uri(figures.gallery(arrays, i), kind="png")
+        for i, name in enumerate(arrays.get("names", ()))
+    }
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; none where there is no file."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,44 @@
+// Sorts a table by a click on a column's head and hides the rows that do not hold the filter's words.
+"use strict";
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const heads = table.tHead.rows[0].cells;
+  const key = (row, i) => {
+    const text = row.cells[i].dataset.value ?? row.cells[i].textContent.trim();
+    const number = Number(text);
+    return text !== "" && !Number.isNaN(number) ? number : text;
+  };
+  for (let i = 0; i < heads.length; i++) {
+    const sort = () => {
+      const down = heads[i].getAttribute("aria-sort") === "ascending";
+      for (const head of heads) head.removeAttribute("aria-sort");
+      heads[i].setAttribute("aria-sort", down ? "descending" : "ascending");
+      const compare = (a, b) => {
+        const [x, y] = [key(a, i), key(b, i)];
+        if (typeof x === typeof y) return typeof x === "number" ? x - y : x.localeCompare(y);
+        return typeof x === "number" ? -1 : 1; // numbers before words
+      };
+      const rows = [...body.rows].sort((a, b) => (down ? compare(b, a) : compare(a, b)));
+      body.append(...rows);
+    };
+    heads[i].tabIndex = 0;
+    heads[i].addEventListener("click", sort);
+    heads[i].addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
+  }
+}
+for (const input of document.querySelectorAll("input[data-filters]")) {
+  const table = document.getElementById(input.dataset.filters);
+  const count = input.parentElement.querySelector("output");
+  const rows = [...table.tBodies[0].rows];
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+      shown += !row.hidden;
+    }
+    count.textContent = `${shown} of ${rows.length} rows`;
+  });
+  input.parentElement.hidden = false;
+}

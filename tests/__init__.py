@@ -1,0 +1,1 @@
+"""Tests; a package, because a peer installs another one of this name."""
