@@ -24,12 +24,16 @@ from bioimg_jax.objectives import Objective, build_objective
 from bioimg_jax.representations.encoder import EncoderRepresentation, layers_of
 from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.representation import Representation
+from bioimg_jax.representations.untrained import (
+    Member,
+    members,
+    parse_variants,
+    settings_of,
+)
 from bioimg_jax.train_state import initial_key
 
 Config = Mapping[str, Any]
 
-# Random initialisations must not share their draws with a training run of a small seed.
-UNTRAINED_STREAM = 10_000
 DEFAULT_WIDTH = 384  # of random floors where there is no encoder to share it with
 
 
@@ -227,7 +231,8 @@ def _check(evaluation: Evaluation) -> None:
     for encoder in evaluation.encoders:
         chosen_poolings(settings, encoder)
     if settings["resnet18"]:
-        chosen_poolings(settings, random_resnet18(evaluation.channels))
+        chosen_poolings(settings, random_resnet18(evaluation.channels).encoder)
+    untrained_members(evaluation)
     floor_ids(settings["floors"])
     if not 0 < settings["delta"] < 1:
         raise InputError(f"evaluate.delta: {settings['delta']}, expected between 0 and 1")
@@ -283,19 +288,25 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
             },
         )
 
-    def at_random(name: str, encoder: Encoder, number: int, group: str) -> Candidate:
-        def make() -> Representation:
-            key = jax.random.key(UNTRAINED_STREAM + number)
-            return represent(name, "untrained", encoder, jax.jit(encoder.init)(key))
-
+    def at_random(member: Member) -> Candidate:
+        name, encoder = member.name, member.encoder
         identity = {
             "encoder": encoder.config,
             "layers": layers(encoder),
-            "random": number,
+            "random": member.number,
             "jax": jax.__version__,
         }
         return Candidate(
-            name, "untrained", number, nothing, make, layers(encoder), identity, encoder, group
+            name=name,
+            kind="untrained",
+            seed=member.number,
+            saw=nothing,
+            make=lambda: represent(name, "untrained", encoder, member.init()),
+            layers=layers(encoder),
+            identity=identity,
+            encoder=encoder,
+            group=member.group,
+            settings=member.settings,
         )
 
     found = []
@@ -303,12 +314,9 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
         found.append(of_checkpoint(one, untrained=False))
         if one.held_out is None:
             found.append(of_checkpoint(one, untrained=True))
-    for i, encoder in enumerate(evaluation.encoders):
-        group = f"{encoder.name}_random" if i == 0 else f"{encoder.name}{i + 1}_random"
-        for number in range(1, settings["untrained_seeds"] + 1):
-            found.append(at_random(f"{group}_{number}", encoder, number, group))
+    found += map(at_random, untrained_members(evaluation))
     if settings["resnet18"]:
-        found.append(at_random("resnet18_random", random_resnet18(evaluation.channels), 0, ""))
+        found.append(at_random(random_resnet18(evaluation.channels)))
     floors = own_floors(evaluation)
     for name in floors.names:
         make = functools.partial(floors.make, name)
@@ -319,8 +327,27 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
     return found
 
 
-def random_resnet18(channels: Sequence[str]) -> Encoder:
-    return build_encoder({"name": "resnet", "depth": 18, "channels": list(channels)})
+def untrained_members(evaluation: Evaluation) -> list[Member]:
+    """The random initialisations of every encoder and variant; `InputError` for a wrong variant."""
+    settings = evaluation.settings
+    variants = parse_variants(settings["untrained_variants"])
+    return [
+        member
+        for i, encoder in enumerate(evaluation.encoders)
+        for member in members(
+            encoder.config,
+            evaluation.channels,
+            seeds=settings["untrained_seeds"],
+            variants=variants,
+            stem=f"{encoder.name}{i + 1 if i else ''}",
+        )
+    ]
+
+
+def random_resnet18(channels: Sequence[str]) -> Member:
+    """The one of another kind that is always in the family."""
+    encoder = build_encoder({"name": "resnet", "depth": 18, "channels": list(channels)})
+    return Member("resnet18_random", "", 0, encoder, settings_of(encoder, 0))
 
 
 def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:

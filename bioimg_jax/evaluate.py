@@ -365,7 +365,7 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
                 interval=t_interval(list(per_unit.values()), train_overlap=overlap[target]),
                 other_metrics={},
                 settings={
-                    **{k: v for k, v in members[0].settings.items() if k != "folds"},
+                    **{k: v for k, v in members[0].settings.items() if k not in ("folds", "seed")},
                     "seeds": [member.seed for member in members],
                     "seed_values": values,
                     "seed_sd": float(np.std(values, ddof=1)),

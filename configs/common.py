@@ -21,8 +21,8 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     """What is scored, on what, and what it is held against; named before the run."""
     return {
         "benchmarks": "linear",  # any of linear, knn, few_shot, ridge, or your_own.py
-        "untrained_seeds": 5,  # other random initialisations of the encoder
-        "untrained_variants": "",  # of the encoder: "layerscale=1e-4,dtype=bfloat16;layerscale=1"
+        "untrained_seeds": 5,  # other random initialisations, of every variant of the encoder
+        "untrained_variants": "",  # of it: "layerscale=1;layerscale=1e-4,dtype=bfloat16"
         "resnet18": True,  # a randomly initialised ResNet-18
         "representations": "",  # more to show: nuclei, layout, texture_bank, or your_own.py
         "blocks": 4,  # depths to probe, the last one included; 0: all

@@ -25,6 +25,8 @@ from bioimg_jax.errors import InputError
 
 CHUNK_BYTES = 1 << 18
 PARQUET_BYTES = 1 << 26  # of a block of rows
+# A feature that float16 would blur by more than this share of its spread is kept in float32.
+BLUR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,8 @@ def write_table(
       batches: (positions int [b] in obs, {layer: [b, width]}); together they cover every row once.
         One batch is in memory at a time.
       provenance: JSON-able.
-      dtype: "float16", or "float32" for small tables whose precision matters.
+      dtype: "float32", or "float16" where that is enough: a layer that spreads so little around its
+        mean that float16 would round the differences away (`_blurred`) is kept in float32.
 
     Raises:
       InputError: a feature that is not finite in `dtype`, or a disk that does not take the file.
@@ -170,14 +173,16 @@ def _write_layers(
     batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
     dtype: np.dtype,
 ) -> None:
-    datasets = {}
-    for name, width in layers.items():
+    datasets: dict[str, h5py.Dataset] = {}
+
+    def create(name: str, dtype: np.dtype) -> h5py.Dataset:
+        width = layers[name]
         rows = max(1, min(n, CHUNK_BYTES // (width * dtype.itemsize)))
         dataset = file.create_dataset(
             _key(name, default), (n, width), dtype, chunks=(rows, width) if n else None
         )
         dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        datasets[name] = dataset
+        return dataset
 
     written = np.zeros(n, bool)
     for positions, features in batches:
@@ -185,22 +190,44 @@ def _write_layers(
         if written[positions].any() or len(np.unique(positions)) < len(positions):
             raise ValueError(f"{path}: a row came twice, in the batch from row {positions[0]}")
         written[positions] = True
-        for name, dataset in datasets.items():
+        for name in layers:
             values = np.asarray(features[name])
             if values.shape != (len(positions), layers[name]):
                 expected = (len(positions), layers[name])
                 raise ValueError(f"layer {name!r} has shape {values.shape}, expected {expected}")
+            if name not in datasets:  # the first batch decides
+                datasets[name] = create(name, np.dtype("f4") if _blurred(values, dtype) else dtype)
+            dataset = datasets[name]
             with np.errstate(over="ignore"):
-                stored = values.astype(dtype)
+                stored = values.astype(dataset.dtype)
             finite = np.isfinite(stored).all(axis=1)
             if not finite.all():
                 row = positions[~finite][0]
-                raise InputError(f"{path}: layer {name!r} of row {row} is not finite in {dtype}")
+                raise InputError(
+                    f"{path}: layer {name!r} of row {row} is not finite in {dataset.dtype}"
+                )
             order = np.argsort(positions)
             for run in np.split(order, np.flatnonzero(np.diff(positions[order]) != 1) + 1):
                 dataset[positions[run[0]] : positions[run[-1]] + 1] = stored[run]
     if not written.all():
         raise ValueError(f"{path}: row {np.argmin(written)} has no features")
+    for name in layers:
+        if name not in datasets:  # a table without rows
+            create(name, dtype)
+
+
+def _blurred(values: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether rounding [b, d] to `dtype` adds noise above `BLUR` of some feature's spread.
+
+    float16 has 11 bits. The cls token of an untrained ViT with LayerScale 1e-4 is a constant plus
+    updates of a few ten thousandths of it: as float16 it loses what a probe reads in float32.
+    """
+    values = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        noise = values.astype(dtype) - values
+        # From the first row: then a constant feature has no spread at all, and no noise.
+        spread = (values - values[:1]).std(axis=0)
+        return not bool(np.all((noise - noise[:1]).std(axis=0) <= BLUR * spread))
 
 
 def _key(layer: str, default: str) -> str:

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from bioimg_jax.errors import InputError
 from bioimg_jax.models.functional import Functional, Variables
 from bioimg_jax.models.resnet import DEPTHS, STAGE_WIDTHS, ResNet
+from bioimg_jax.models.transformer import INITS, XAVIER
 from bioimg_jax.models.vit import POSITIONS, VARIANTS, Vit
 
 DTYPES = ("float32", "bfloat16")
+# How kernels are drawn where no `init` says so; a ResNet's as in He et al., arXiv 1502.01852.
+DEFAULT_INIT = {"vit": XAVIER, "resnet": "he_fan_out"}
 POOLINGS = ("cls", "mean", "mean_std")  # an encoder has some of them
 
 
@@ -111,7 +114,8 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
 
     vit: `variant` Ti, S, B or L, which sets `width`, `depth` and `heads`, or "" and the three;
     `patch_px`, `image_px`;
-    `positions` sincos or learned; `layerscale` None or its initial value; `stochastic_depth`.
+    `positions` sincos or learned; `layerscale` None or its initial value; `stochastic_depth`;
+    `init` of the kernels, xavier or trunc_normal; None, as in older checkpoints, is xavier.
     resnet: `depth` 18, 34 or 50. Both: `dtype`, float32 or bfloat16, of the computation;
     parameters are float32. Raises `InputError` for what cannot be built.
     """
@@ -153,6 +157,10 @@ def _build_vit(config: dict[str, Any]) -> Encoder:
         )
     if config["positions"] not in POSITIONS:
         raise InputError(f"encoder.positions: {config['positions']!r}, expected one of {POSITIONS}")
+    if config["init"] not in (None, *INITS):
+        raise InputError(
+            f"encoder.init: {config['init']!r}, expected one of {', '.join(INITS)}, or None"
+        )
     if not 0 <= config["stochastic_depth"] < 1:
         raise InputError(
             f"encoder.stochastic_depth: {config['stochastic_depth']}, expected in [0, 1)"
@@ -169,6 +177,7 @@ def _build_vit(config: dict[str, Any]) -> Encoder:
             layerscale=config["layerscale"],
             stochastic_depth=config["stochastic_depth"],
             dtype=jnp.dtype(config["dtype"]),
+            init=config["init"] or DEFAULT_INIT["vit"],
             rngs=rngs,
         )
     )
@@ -220,6 +229,7 @@ _BUILDERS: dict[str, tuple[dict[str, Any], Any]] = {
             "positions": "sincos",
             "layerscale": None,
             "stochastic_depth": 0.0,
+            "init": None,
             "dtype": "float32",
         },
         _build_vit,

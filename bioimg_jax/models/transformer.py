@@ -12,6 +12,14 @@ from flax import nnx
 # As in MAE and DINO code bases. Hugging Face's ViT has 1e-12 by default.
 NORM_EPSILON = 1e-6
 
+# How kernels are drawn: Glorot's uniform distribution as in MAE and JAX's own ViT, or that of timm,
+# DINOv2 and Hugging Face, whose `trunc_normal_` cuts at +-2: a hundred standard deviations away.
+XAVIER, TRUNC_NORMAL = "xavier", "trunc_normal"
+INITS = {
+    XAVIER: nnx.initializers.xavier_uniform(),
+    TRUNC_NORMAL: nnx.initializers.normal(0.02),
+}
+
 
 @jax.custom_vjp
 def norm_beside(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -160,10 +168,11 @@ gelu.defvjp(_gelu, _gelu_back)
 class Linear(nnx.Module):
     """x W + b over the last axis of [..., inputs]."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs, *, init: str = XAVIER
+    ) -> None:
         self.dtype = dtype
-        init = nnx.initializers.xavier_uniform()
-        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)))
+        self.kernel = nnx.Param(INITS[init](rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -175,10 +184,10 @@ class Linear(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al., arXiv 1706.03762) of `images` images, [b n, d]."""
 
-    def __init__(self, width: int, heads: int, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, heads: int, dtype: Any, init: str, rngs: nnx.Rngs) -> None:
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, dtype, rngs)
-        self.out = Linear(width, width, dtype, rngs)
+        self.qkv = Linear(width, 3 * width, dtype, rngs, init=init)
+        self.out = Linear(width, width, dtype, rngs, init=init)
 
     def __call__(self, x: jax.Array, images: int) -> jax.Array:
         d = x.shape[-1]
@@ -193,13 +202,19 @@ class Block(nnx.Module):
     """Attention and a two-layer perceptron, each behind a norm and beside a skip connection."""
 
     def __init__(
-        self, width: int, heads: int, layerscale: float | None, dtype: Any, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        layerscale: float | None,
+        dtype: Any,
+        init: str,
+        rngs: nnx.Rngs,
     ) -> None:
         self.norm1 = Norm(width, rngs)
-        self.attention = Attention(width, heads, dtype, rngs)
+        self.attention = Attention(width, heads, dtype, init, rngs)
         self.norm2 = Norm(width, rngs)
-        self.up = Linear(width, 4 * width, dtype, rngs)
-        self.down = Linear(4 * width, width, dtype, rngs)
+        self.up = Linear(width, 4 * width, dtype, rngs, init=init)
+        self.down = Linear(4 * width, width, dtype, rngs, init=init)
         # LayerScale (Touvron et al., arXiv 2103.17239): a learned factor a feature and branch.
         self.scale1 = None if layerscale is None else nnx.Param(jnp.full((width,), layerscale))
         self.scale2 = None if layerscale is None else nnx.Param(jnp.full((width,), layerscale))
@@ -239,6 +254,7 @@ class Blocks(nnx.Module):
         layerscale: float | None = None,
         stochastic_depth: float = 0.0,
         dtype: Any,
+        init: str = XAVIER,
         rngs: nnx.Rngs,
     ) -> None:
         self.depth = depth
@@ -247,7 +263,7 @@ class Blocks(nnx.Module):
         @nnx.split_rngs(splits=depth)
         @functools.partial(nnx.vmap, in_axes=0, out_axes=0)
         def make(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, layerscale, dtype, rngs)
+            return Block(width, heads, layerscale, dtype, init, rngs)
 
         self.stack = make(rngs)
 

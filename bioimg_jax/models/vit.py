@@ -46,6 +46,7 @@ class Vit(nnx.Module):
         layerscale: float | None,
         stochastic_depth: float,
         dtype: Any,
+        init: str,
         rngs: nnx.Rngs,
     ) -> None:
         self.patch_px = patch_px
@@ -54,7 +55,7 @@ class Vit(nnx.Module):
         self.dtype = dtype
         n = (image_px // patch_px) ** 2
         normal = nnx.initializers.normal(0.02)
-        self.embed = Linear(patch_px**2 * n_channels, width, dtype, rngs)
+        self.embed = Linear(patch_px**2 * n_channels, width, dtype, rngs, init=init)
         self.cls = nnx.Param(normal(rngs.params(), (width,)))
         self.mask_token = nnx.Param(normal(rngs.params(), (width,)))
         self.positions = (
@@ -67,6 +68,7 @@ class Vit(nnx.Module):
             layerscale=layerscale,
             stochastic_depth=stochastic_depth,
             dtype=dtype,
+            init=init,
             rngs=rngs,
         )
         self.norm = Norm(width, rngs)

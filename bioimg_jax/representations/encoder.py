@@ -89,7 +89,9 @@ def _extractor(
     )
     if key not in _compiled:
         extract = functools.partial(_extract, encoder, depths, poolings, epsilon)
-        _compiled[key] = jax.jit(extract)
+        # XLA may keep in float32 what a bfloat16 encoder says is rounded between blocks, where it
+        # fuses them. A layer's features would then depend on which other layers are asked for.
+        _compiled[key] = jax.jit(extract, compiler_options={"xla_allow_excess_precision": False})
     return _compiled[key]
 
 

@@ -41,7 +41,7 @@ class Representation(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Precision on disk: "float16", or "float32" where there are few features."""
+        """Precision on disk: "float16" where it is enough (`write_table`), or "float32"."""
 
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         """Features [b, width] of each layer; rows whose mask is False hold anything."""

@@ -90,6 +90,24 @@ def test_float32_keeps_every_bit(tmp_path):
     np.testing.assert_array_equal(read, values["final/mean"])
 
 
+def test_a_layer_that_float16_would_blur_is_kept_in_float32(tmp_path):
+    values = features(10)
+    values["final/cls"] = 1 + 1e-4 * values["final/cls"]  # a tenth of a step of float16
+    write(tmp_path / "t.h5ad", batches=batches(values, [range(5), range(5, 10)]))
+    table = read_table(tmp_path / "t.h5ad")
+    np.testing.assert_array_equal(table.layer("final/cls"), values["final/cls"])
+    kept = table.to_anndata()
+    assert kept.obsm["final.cls"].dtype == np.float32
+    assert kept.obsm["block03.mean_std"].dtype == np.float16
+
+
+def test_a_constant_feature_needs_no_float32(tmp_path):
+    values = features(10)
+    values["final/cls"][:, 1] = 0.1  # not a number of float16
+    write(tmp_path / "t.h5ad", batches=batches(values, [range(10)]))
+    assert read_table(tmp_path / "t.h5ad").to_anndata().obsm["final.cls"].dtype == np.float16
+
+
 def test_unfinished_table_leaves_nothing_behind(tmp_path):
     def broken():
         yield from batches(features(10), [range(4)])

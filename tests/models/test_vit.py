@@ -158,6 +158,29 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters() -> None:
     assert 0 < difference < 0.2
 
 
+@pytest.mark.parametrize("init", ["xavier", "trunc_normal"])
+def test_kernels_are_drawn_as_the_init_says(init: str) -> None:
+    params = build_encoder({**SMALL, "init": init}).init(jax.random.key(0))["params"]
+    up = np.asarray(params["blocks"]["stack"]["up"]["kernel"])  # [depth, 32, 128]
+    embed = np.asarray(params["embed"]["kernel"])  # [320, 32]
+    for kernel, inputs, outputs in ((up, 32, 128), (embed, 320, 32)):
+        largest = np.sqrt(6 / (inputs + outputs))  # Glorot and Bengio (2010), equation 16
+        sd = largest / np.sqrt(3) if init == "xavier" else 0.02
+        np.testing.assert_allclose(kernel.std(), sd, rtol=0.05)
+        # A uniform distribution ends at sqrt(3) sd; 4,000 draws of a normal one go beyond 3.
+        assert (np.abs(kernel).max() < 1.75 * sd) == (init == "xavier")
+
+
+def test_an_encoder_without_init_is_what_it_always_was() -> None:
+    config = build_encoder(SMALL).config
+    assert config["init"] is None  # as `get` finds it in a checkpoint older than the key
+    old, named = (
+        build_encoder({**SMALL, **more}).init(jax.random.key(0))
+        for more in ({}, {"init": "xavier"})
+    )
+    jax.tree.map(np.testing.assert_array_equal, old, named)
+
+
 def test_sincos_takes_other_image_sizes_and_learned_positions_refuse_them() -> None:
     x = jnp.asarray(images(1, 48))
     encoder = build_encoder(SMALL)

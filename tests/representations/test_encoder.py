@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bioimg_jax.models import build_encoder
 from bioimg_jax.representations.encoder import EncoderRepresentation, evenly_spaced
 from bioimg_jax.representations.representation import stream_features
 
@@ -95,6 +96,22 @@ def test_seeds_of_one_architecture_share_a_compiled_program():
     other = second.features(batch(images()))["block01/mean"]
     np.testing.assert_allclose(other, 5 * np.asarray(one), rtol=1e-5)
     assert len(encoder.calls) + len(again.calls) == 1
+
+
+def test_in_bfloat16_a_layer_does_not_depend_on_which_others_are_asked_for():
+    encoder = build_encoder(
+        {"name": "vit", "channels": CHANNELS, "width": 32, "depth": 6, "heads": 2, "patch_px": 4,
+         "image_px": 8, "layerscale": 1e-2, "dtype": "bfloat16"}
+    )  # fmt: skip
+    weights = encoder.init(jax.random.key(0))
+    last, every = (
+        EncoderRepresentation("a", "untrained", encoder, weights, blocks=blocks).features(
+            batch(images(16))
+        )
+        for blocks in (1, 0)
+    )
+    for name, values in last.items():
+        np.testing.assert_array_equal(values, every[name])
 
 
 @pytest.mark.parametrize("last", [1, 3, 4])
