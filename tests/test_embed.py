@@ -12,7 +12,7 @@ from bioimg_jax import embed
 from bioimg_jax.data.dataset import open_dataset
 from bioimg_jax.features.table import read_table
 from bioimg_jax.train import build_run, train
-from tests import tiny
+from tests import readme, tiny
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,19 @@ def arguments(prepared: Path, out: Path, **flags: Any) -> list[str]:
 
 
 def test_a_checkpoint_becomes_a_table_of_every_image(
-    prepared_cells: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    prepared_cells: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tiny.ROOT)  # the README's command is given there
     out = tmp_path / "features.h5ad"
-    assert embed.main(arguments(prepared_cells, out, checkpoint=trained)) == 0
+    given = readme.module_arguments(
+        "bioimg_jax.embed", WORKDIR=str(trained), FEATURES=str(tmp_path / "features")
+    )
+    settings = arguments(prepared_cells, out)[2:-1]
+    assert embed.main([*given, *settings]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     table = read_table(out)
     assert list(table.widths) == ["block01/cls", "block01/mean", "final/cls", "final/mean"]

@@ -13,7 +13,7 @@ import pytest
 from bioimg_jax import evaluate
 from bioimg_jax.main import main as run_main
 from bioimg_jax.representations.encoder import EncoderRepresentation
-from tests import tiny
+from tests import readme, tiny
 
 CONFIG = tiny.ROOT / "configs" / "eval_cells.py"
 SETTINGS = {
@@ -138,12 +138,20 @@ class Calls:
 
 
 def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
-    prepared_cells: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    prepared_cells: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tiny.ROOT)  # the README's command is given there
     shutil.copytree(trained / "checkpoints", tmp_path / "alone" / "checkpoints")
     out = tmp_path / "out"
-    given = arguments(prepared_cells, out, tmp_path / "alone", mesh__devices=8)
-    assert evaluate.main(given) == 0
+    given = readme.module_arguments(
+        "bioimg_jax.evaluate", WORKDIR=str(tmp_path / "alone"), OUT=str(out)
+    )
+    settings = arguments(prepared_cells, out, mesh__devices=8)[4:]
+    assert evaluate.main([*given, f"--config.data.out={prepared_cells}", *settings]) == 0
     found, before = results(out), results(trained)
     assert found["run"]["kind"] == "evaluation" and "train_s" not in found["run"]
     assert {r["representation"] for r in found["scores"]} == {

@@ -1,4 +1,4 @@
-"""Every command of the README runs. (`bioimg_jax.main` on real images: test_main.py.)"""
+"""Every command of the README runs: those of `main`, `evaluate` and `embed` in their own tests."""
 
 import importlib.metadata
 import re
@@ -22,7 +22,10 @@ def kind(words: list[str]) -> str:
 
 def test_every_command_is_of_a_kind_that_a_test_runs() -> None:
     kinds = [kind(words) for words in readme.commands()]
-    assert set(kinds) == {"make", "bioimg_jax.main", "bioimg_jax.prepare", "pip"}
+    assert set(kinds) == {
+        "make", "bioimg_jax.main", "bioimg_jax.prepare", "bioimg_jax.evaluate", "bioimg_jax.embed",
+        "pip",
+    }  # fmt: skip
 
 
 def test_make_knows_its_targets() -> None:
