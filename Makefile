@@ -13,7 +13,7 @@ run: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(bin)/python -m pytest -m "not peers and not gpu"
 
-# Parity with PyTorch and transformers.
+# Parity with PyTorch, transformers and scib-metrics.
 test-peers: $(VENV)/.peers
 	$(bin)/python -m pytest -m "peers and not gpu"
 

@@ -34,6 +34,7 @@ DOORS = {
     "array_record": ("bioimg_jax/data/",),
     "h5py": ("bioimg_jax/features/",),
     "tifffile": ("datasets/",),
+    "scib_metrics": ("bioimg_jax/statistics/batch_mixing.py",),
     "PIL": ("datasets/",),
     # Nobody's: no TensorFlow, no pickle, no peers.
     "tensorflow": (),

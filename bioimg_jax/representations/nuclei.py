@@ -99,6 +99,11 @@ SHAPES = ("area", "major_axis", "minor_axis", "eccentricity", "solidity", "form_
 QUANTILES = (0.1, 0.5, 0.9)
 SUMMARIES = ("mean", "sd", *(f"q{round(100 * q):02d}" for q in QUANTILES))
 QUALITIES = ("separability", "contrast", "discarded", "at_border", "touching")
+FEATURE_NAMES = (
+    *("count", "log_count", "density", "foreground"),
+    *(f"{shape}:{name}" for shape in SHAPES for name in SUMMARIES),
+    *QUALITIES,
+)
 DENSITY_PX = 1e4  # densities are nuclei in 100 x 100 pixels
 HULL_DIRECTIONS = 16
 
@@ -138,9 +143,7 @@ class NucleiRepresentation:
 
     def __init__(self, segmenter: "Segmenter") -> None:
         self.segmenter = segmenter
-        self.feature_names = ["count", "log_count", "density", "foreground"]
-        self.feature_names += [f"{shape}:{name}" for shape in SHAPES for name in SUMMARIES]
-        self.feature_names += QUALITIES
+        self.feature_names = list(FEATURE_NAMES)
         self.layers = {"nuclei": len(self.feature_names)}
 
     def features(self, batch: "Batch") -> dict[str, "jax.Array"]:

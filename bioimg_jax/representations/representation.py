@@ -22,6 +22,7 @@ KINDS = (
     "noise",  # does not look at the images
     "texture",
     "truth",
+    "metadata",  # of the audit: never a rung of the ladder
 )
 
 

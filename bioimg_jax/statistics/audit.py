@@ -15,6 +15,7 @@ import threadpoolctl
 from sklearn.linear_model import LogisticRegression
 
 from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.levels import column_levels
 from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
@@ -23,7 +24,6 @@ from bioimg_jax.statistics.verdict import DELTA
 
 CEILING = 1.0
 MAX_JOINED = 3  # columns whose joint value is tried as one key
-QUANTILE_BINS = 20  # levels of a numeric column with many values
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -130,7 +130,9 @@ class _Task:
         part = metadata.iloc[used]
         labels = pd.factorize(part[target.column].astype(str), sort=True)[0]
         units, names = pd.factorize(unit_names(part, target.unit), sort=True)
-        codes = np.stack([labels, units, *(_levels(part[c]) for c in target.audit)], axis=1)
+        codes = np.stack(
+            [labels, units, *(column_levels(part[c])[0] for c in target.audit)], axis=1
+        )
         distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
         row_of = np.full(len(metadata), -1)
         row_of[used] = inverse
@@ -145,13 +147,6 @@ class _Task:
     def counts(self, examples: np.ndarray) -> np.ndarray:
         """How many of the examples each distinct row stands for [m]."""
         return np.bincount(self.row_of[examples], minlength=len(self.labels))
-
-
-def _levels(column: pd.Series) -> np.ndarray:
-    """Codes [n] of a column's values; a numeric column with many values is cut at quantiles."""
-    if pd.api.types.is_float_dtype(column) and column.nunique() > 2 * QUANTILE_BINS:
-        column = pd.qcut(column, QUANTILE_BINS, labels=False, duplicates="drop")
-    return pd.factorize(column, sort=True, use_na_sentinel=False)[0]
 
 
 @dataclasses.dataclass(frozen=True)

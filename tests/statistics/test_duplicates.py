@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
-from bioimg_jax.statistics.duplicates import duplicates, fingerprints
+from bioimg_jax.statistics.duplicates import duplicate_audit, duplicates, fingerprints
 
 N_TRAIN, N_TEST, PX = 160, 40, 96
 
@@ -188,3 +188,44 @@ def test_bad_input_is_named():
     cloud[4] = np.nan
     with pytest.raises(InputError, match="row 4 of the features is not finite"):
         duplicates(cloud, [fold(20, 10)])
+
+
+def in_batches(images, size=64):
+    """As an evaluation streams them: the last batch is padded."""
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padding = np.zeros((size - len(part), *images.shape[1:]), images.dtype)
+        mask = np.arange(size) < len(part)
+        yield {"image": np.concatenate([part, padding]), "mask": mask}
+
+
+def test_images_are_audited_in_one_pass_for_every_target(independent):
+    images = independent.copy()
+    images[170], images[185] = images[21], np.rot90(images[90], 2) // 2 + 100
+    whole, part = fold(N_TRAIN, N_TEST), fold(50, N_TEST)
+    part = Fold("g", part.train, part.validation, whole.test, ("plate",))
+    result = duplicate_audit(in_batches(images), {"compound": [whole], "plate": [part]})
+    expected = duplicates(fingerprints(images), [whole])
+    assert result["compound"] == {**expected, "n_searched": N_TEST, "n_identical": 1}
+    assert [p["train"] for p in result["compound"]["pairs"]] == [21, 90]
+    assert [p["train"] for p in result["plate"]["pairs"]] == [21]
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_large_search_is_cut_short_and_says_so(independent):
+    images = independent.copy()
+    images[160:200] = images[:40]
+    pairs = N_TRAIN * N_TEST
+    targets = {"a": [fold(N_TRAIN, N_TEST)], "b": [fold(N_TRAIN, N_TEST)]}
+    result = duplicate_audit(in_batches(images), targets, max_pairs=pairs // 2)["a"]
+    assert result["n_test"] == 40 and result["n_searched"] == 10
+    assert result["n_duplicates"] == result["n_exact"] == 10 and result["n_identical"] == 40
+    assert result["reason"] == (
+        "10 of 10 test rows have a near-duplicate in training, 10 of them exact; of 40 test rows "
+        "10, drawn at random, were searched and all for identical images: 40"
+    )
+
+
+def test_no_image_is_an_error():
+    with pytest.raises(InputError, match="no image given"):
+        duplicate_audit([], {"a": [fold(2, 1)]})
