@@ -24,6 +24,7 @@ import numpy as np
 
 import bioimg_jax
 from bioimg_jax import command_line, illustrate
+from bioimg_jax.audits import audits
 from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_member
 from bioimg_jax.benchmarks.registry import find_benchmarks
@@ -78,7 +79,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     benchmarks = chosen_benchmarks(settings)
     rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
     used = dataset.metadata.iloc[rows].reset_index(drop=True)
-    audits = {
+    audited = {
         target.name: audit(used, folds[target.name], target, delta=settings["delta"])
         for target in targets
     }
@@ -118,7 +119,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
             )
     overlap = {name: _overlap(parts) for name, parts in folds.items()}
     scores += averaged_over_seeds(scores, overlap)
-    about = [_about(target, dataset, rows, folds, audits[target.name]) for target in targets]
+    about = [_about(target, dataset, rows, folds, audited[target.name]) for target in targets]
     floors = floor_ids(settings["floors"])
     omitted = own_floors(evaluation).omitted
     verdicts = judge(
@@ -128,7 +129,13 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     for v in verdicts:
         member = selected_member(scores, v.benchmark, v.target, v.encoder)
         selected[v.benchmark].setdefault(v.target, {})[v.encoder] = member
-    scores = _with_verdicts(scores, audits, verdicts)
+    scores = _with_verdicts(scores, audited, verdicts)
+
+    def finished(name: str) -> FeatureTable:
+        return read_table(workdir / "features" / f"{name}.h5ad")
+
+    print("auditing images and features", file=sys.stderr)
+    of_images = audits(evaluation, dataset, rows, folds, to_score, finished)
     if settings["illustrate"]:
         _write_examples(evaluation, dataset, workdir)
         _write_illustrations(evaluation, dataset, rows, to_score, workdir)
@@ -162,6 +169,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "plan": _plan_rows(evaluation, dataset, benchmarks),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "scores": [score.to_row() for score in scores],
+        **of_images,
     }
 
 

@@ -44,6 +44,7 @@ def write_report(workdir: Path) -> Path:
         beside=_beside(results),
         doubts=_doubts(results),
         blocks=_by_block(results),
+        numbers=_numbers(results),
         maps=_maps(workdir / "maps.npz"),
         galleries=_galleries(workdir / "gallery.npz"),
         training=_training(read_logbook(logbook) if logbook.exists() else []),
@@ -215,6 +216,28 @@ def _by_block(results: Mapping[str, Any]) -> dict[str, str]:
                 heading = f"{target['name']}: {encoder}"
                 shown[heading] = figures.as_data_uri(figures.by_block(rows, names))
     return shown
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Tables of plain numbers: heading -> rows of the same keys; an encoder's less its twin's."""
+    geometry = []
+    for row in results.get("geometry") or []:
+        flat = {k: v for k, v in row.items() if k not in ("minus_twin", "twin")}
+        geometry.append(flat)
+        if row["minus_twin"] is not None:
+            name = f"{row['representation']} − {row['twin']}"
+            geometry.append({**dict.fromkeys(flat), **row["minus_twin"], "representation": name})
+    tables = {
+        "Geometry of the features": geometry,
+        "Similarity of the features": results.get("similarity") or [],
+        "Association of targets and nuisance columns": results.get("association") or [],
+        "Symmetries tried": [
+            {k: row[k] for k in ("target", "augmentation", "declared", "used_in_training",
+                                 "preserves", "score", "score_transformed", "reason")}
+            for row in results.get("symmetry") or []
+        ],
+    }  # fmt: skip
+    return {heading: rows for heading, rows in tables.items() if rows}
 
 
 def _doubts(results: Mapping[str, Any]) -> list[str]:
