@@ -82,7 +82,9 @@ def _plain(value: object) -> str:
     """A cell of a table: numbers to three digits, nothing for None."""
     if value is None:
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, float) else str(value)
 
 
 def _capital(text: str) -> str:

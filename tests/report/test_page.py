@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bioimg_jax.errors import InputError
-from bioimg_jax.report import figures, write_report
+from bioimg_jax.report import figures, write_csv, write_report
 
 CHANNELS = ["DNA", "RNA"]
 
 
 def row(representation: str, value: float, **changes: Any) -> dict[str, Any]:
     return {
-        "benchmark": "classification",
+        "benchmark": "linear",
         "target": "compound",
         "split": "leave one plate out, 5 folds",
         "metric": "balanced_accuracy",
@@ -40,15 +41,18 @@ def row(representation: str, value: float, **changes: Any) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None:
+def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict[str, Any]:
     rows = [
         row("mae_vit", 0.62, kind="trained", exposure="images"),
+        row("mae_vit", 0.57, kind="trained", block="block01", pooling="mean"),
         row("mae_vit", 0.6, kind="trained", block="final", pooling="mean"),
+        row("mae_vit_step0", 0.55, block="block01", pooling="mean"),
+        row("mae_vit_step0", 0.54, block="final", pooling="mean"),
         row("mae_vit_step0", 0.55),
         row("vit_random", 0.54, seed=None, settings={"group": "vit_random", "seed_sd": 0.012}),
         row("vit_random_1", 0.53, seed=1, settings={"group": "vit_random"}),
-        row("pixels", 0.58, kind="pixels", block="pixels", pooling="", interval=None, n_units=3),
-        row(name, 0.5),
+        row("pixels", 0.68, kind="pixels", block="pixels", pooling="", interval=None, n_units=3),
+        row(name, 0.5, exposure="unknown"),
         row("mae_vit_inductive", 0.6, kind="trained", per_unit={"P1": 0.6}, interval=None,
             n_units=1, settings={"held_out": "plate=P1"}),
     ]  # fmt: skip
@@ -64,17 +68,29 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None
         "audit": {},
     }
     nuisance = {**target, "name": "plate", "nuisance": True, "verdict": "", "reason": ""}
+    verdict = {
+        "benchmark": "linear",
+        "target": "compound",
+        "encoder": "mae_vit",
+        "word": "below",
+        "why": f"pixels does better ({name})",
+        "gain": -0.06,
+        "interval": [-0.11, -0.01],
+        "nearest": "pixels",
+        "delta": 0.03,
+        "qualified_by": ["assumes symmetric unit effects"],
+    }
     results = {
-        "schema_version": 2,
+        "schema_version": 3,
         "bioimg_jax": "0.1.0",
         "run": {
+            "kind": "training",
             "command": f"python -m bioimg_jax.main {name}",
             "started": "2026-01-01T00:00:00Z",
             "wall_s": 12.0,
             "devices": "1 x cpu",
             "jax": "0.10.2",
             "seed": 0,
-            "images_seen": 51200,
         },
         "data": {
             "name": "cells",
@@ -83,27 +99,36 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None
             "n_examples": 100,
             "n_pretraining": 100,
         },
-        "targets": [target, nuisance],
-        "floors": ["chance", "pixels", "twin"],
-        "verdicts": [
-            {
-                "benchmark": "compound",
-                "encoder": "mae_vit",
-                "word": "confounded",
-                "why": f"column well determines compound ({name})",
-                "gain": 0.04,
-                "interval": [-0.01, 0.09],
-                "nearest": "pixels",
-                "delta": 0.03,
-                "qualified_by": ["assumes symmetric unit effects"],
-            }
+        "encoders": [
+            {"name": "mae_vit", "images_seen": 51200,
+             "trained_on": {"name": "cells", "content_hash": "abc", "hold_out": None}},
         ],
+        "benchmarks": ["linear"],
+        "targets": [target, nuisance],
+        "floors": ["chance", "pixels", "twin", "selected"],
+        "omitted": {"nuclei": f"no channel to segment ({name})"},
+        "selected": {"linear": {"compound": {"mae_vit": "vit_random_1"}}},
+        "plan": [{"benchmark": "linear", "target": "compound", "sentence": "5 units: few"}],
+        "verdicts": [verdict],
+        "geometry": [
+            {"representation": "mae_vit", "twin": "mae_vit_step0", "rankme": 12.5, "n": 1000,
+             "minus_twin": {"rankme": -3.25}},
+            {"representation": name, "twin": None, "rankme": None, "n": 1000, "minus_twin": None},
+        ],
+        "association": [{"target": "compound", "column": "well", "cramers_v": 1.0, "n": 4}],
+        "duplicates": {"compound": {"n_duplicates": 2, "reason": "2 of 40 test rows have a twin"}},
+        "symmetry": [],
+        "segmentation": None,
         "scores": [*rows, row("pixels", 0.9, target="plate", block="pixels", verdict="")],
-    }
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps({"name": name, "train": {"steps": 20}}))
     (folder / "results.json").write_text(json.dumps(results))
-    if not complete:
-        return
+    if complete:
+        write_pictures(folder, name)
+    return results
+
+
+def write_pictures(folder: Path, name: str) -> None:
     lines = [
         {"step": s, "loss": 1 / (1 + s), "learning_rate": 1e-3, "gradient_norm": 1.0}
         for s in range(1, 20)
@@ -111,43 +136,77 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> None
     probe = {"target": "compound", "metric": "balanced_accuracy", "value": 0.5, "chance": 0.33}
     lines += [{"step": s, "probe": probe} for s in (0, 10, 20)]
     (folder / "logbook.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pictures = np.random.default_rng(0).normal(size=(2, 16, 16, 2)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(size=(2, 16, 16, 2)).astype(np.float32)
     masked = pictures.copy()
     masked[:, :8] = np.nan
     np.savez(folder / "examples.npz", input=pictures, masked=masked, reconstruction=pictures)
+    text = {"labels": np.full((2, 2, 3), name), "units": np.full((2, 2, 3), "P1")}
+    images = rng.integers(0, 255, (2, 2, 3, 8, 8, 3)).astype(np.uint8)
+    np.savez(folder / "gallery.npz", names=np.array(["mae_vit", name]), images=images, **text)
+    np.savez(
+        folder / "maps.npz",
+        names=np.array(["mae_vit"]),
+        positions=rng.normal(size=(1, 30, 2)),
+        columns=np.array(["compound", "plate"]),
+        values=np.array([[name] * 30, [f"P{i}" for i in range(30)]]),
+    )
 
 
-def test_page_shows_every_score_beside_its_floors(tmp_path: Path) -> None:
+def test_the_ladder_comes_first_and_stands_in_the_order_of_the_values(tmp_path: Path) -> None:
     write_run(tmp_path)
     page = write_report(tmp_path).read_text()
-    for name in ("mae_vit", "mae_vit_step0", "vit_random", "vit_random_1", "pixels"):
-        assert f">{name}<" in page
-    assert "0.620" in page and "0.550" in page
-    assert "no interval (fewer than 4 units)" in page
+    assert page.index('id="ladder"') < page.index('id="doubts"') < page.index('id="scores"')
+    values = page[page.index("<summary>Values") : page.index("</table>")]
+    order = re.findall(r'<td class="name">([^<]+)</td>\n<td class="name">([^<]+)</td>', values)
+    assert order == [
+        ("pixels", "pixels"),
+        ("mae_vit", "encoder"),
+        ("mae_vit_inductive", "shown only"),
+        ("mae_vit_step0", "twin"),
+        ("vit_random", "selected: vit_random_1"),
+        ("mae", "shown only"),
+        ("chance", "chance"),
+    ]
+    assert '<span class="word below">below</span>' in page
+    assert "pixels does better (mae)" in page
+    assert "-0.060 [-0.110," in page
+    assert "no interval (fewer than 4 units)" in page and "exact" in values
+
+
+def test_what_the_run_cannot_tell_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    doubts = page[page.index('id="doubts"') : page.index('id="beside"')]
+    for said in (
+        "no encoder can be judged here. Column well determines compound",
+        "compound (linear), by its design: 5 units: few",
+        "The floor nuclei was left out: no channel to segment",
+        "Whether mae saw the test images",
+        "mae_vit saw test images, without labels, in training: compound",
+        "2 of 40 test rows have a twin",
+    ):
+        assert said in doubts
     assert "nuisance target: score, no verdict" in page
-    assert 'badge confounded">confounded' in page
-    assert "column well determines compound" in page
     assert "plate=P1 alone: 0.600 when trained without its images, 0.630 when trained with" in page
-    assert "<b>mae_vit: confounded.</b> Column well determines compound" in page
-    assert "+0.040 [-0.010," in page and "decided by pixels" in page
-    assert "DNA, RNA" in page
-    assert page.count("<img") == 5  # two curves, the pictures, a chart a target
+    assert "mae_vit − mae_vit_step0" in page and "-3.25" in page
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     write_run(tmp_path)
     page = write_report(tmp_path).read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert sources
-    assert all(source.startswith("data:image/") for source in sources)
-    assert "<script" not in page and "<link" not in page and "url(" not in page
+    assert len(sources) > 10
+    assert all(source.startswith(("data:image/", "#")) for source in sources)
+    assert page.count("<script>") == 1 and "<link" not in page and "url(" not in page
+    assert "default-src 'none'" in page
 
 
 def test_names_are_escaped_and_whole(tmp_path: Path) -> None:
     name = "<script>alert('x')</script>" + "long_name_" * 8
     write_run(tmp_path, name=name)
     page = write_report(tmp_path).read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
     assert "long_name_" * 8 in page
 
@@ -155,8 +214,9 @@ def test_names_are_escaped_and_whole(tmp_path: Path) -> None:
 def test_a_run_without_curves_and_pictures_has_a_page(tmp_path: Path) -> None:
     write_run(tmp_path, complete=False)
     page = write_report(tmp_path).read_text()
-    assert page.count("<img") == 2
-    assert "What it reconstructs" not in page
+    assert "What it reconstructs" not in page and "<h2>Training" not in page
+    assert 'id="maps"' not in page and 'id="galleries"' not in page
+    assert page.count("<img") == 4  # two ladders, nuisance beside biology, score by block
 
 
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -164,8 +224,19 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         write_report(tmp_path)
     write_run(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
-    with pytest.raises(InputError, match="schema_version 99; expected 2"):
+    with pytest.raises(InputError, match="schema_version 99; expected 3"):
         write_report(tmp_path)
+
+
+def test_the_table_of_scores_opens_in_a_spreadsheet(tmp_path: Path) -> None:
+    results = write_run(tmp_path, name="=cmd|'/c calc'!A1, \"quoted\"\n")
+    read = pd.read_csv(write_csv(tmp_path))
+    assert len(read) == len(results["scores"])
+    for name in ("value", "n_units", "benchmark", "block"):
+        assert read[name].tolist() == [row[name] for row in results["scores"]]
+    assert read["lower"].isna().sum() == 2
+    formula = read["representation"][9]
+    assert formula.startswith("'=cmd") and formula.endswith('"quoted"\n')
 
 
 def test_axes_are_labelled_and_figures_reproducible() -> None:
@@ -174,7 +245,9 @@ def test_axes_are_labelled_and_figures_reproducible() -> None:
         {"step": s, "probe": {"target": "t", "metric": "accuracy", "value": 0.5, "chance": 0.1}}
         for s in (0, 1)
     ]
-    chart = figures.target_chart([row("a" * 80, 0.5), row("b", 0.4, interval=None)])
+    chart = figures.ladder(
+        [row("a" * 80, 0.5, role="encoder"), row("b", 0.4, interval=None, role="floor")]
+    )
     for figure in (figures.training_curves(entries), figures.score_curve(probes), chart):
         for axes in figure.axes:
             assert axes.get_xlabel() and axes.get_ylabel()
@@ -184,7 +257,9 @@ def test_axes_are_labelled_and_figures_reproducible() -> None:
 
 
 def test_nothing_is_drawn_outside_the_figure() -> None:
-    chart = figures.target_chart([row("a_long_representation_name_" * 3, 0.5), row("b", 0.4)])
+    chart = figures.ladder(
+        [row("a_long_representation_name_" * 3, 0.5, role="shown"), row("b", 0.4, role="floor")]
+    )
     figures.as_data_uri(chart)
     canvas = chart.bbox
     box = chart.get_tightbbox().transformed(chart.dpi_scale_trans)
