@@ -62,7 +62,7 @@ class Engine:
     def covers(self, paired: Paired, gain: float) -> np.ndarray:
         # A limit lies beyond the gain exactly where the test of that gain is significant.
         low = verdict.p_above(paired, gain) >= ALPHA
-        return low & (verdict.p_below(paired, gain) >= ALPHA)
+        return low & (verdict.p_below(paired, gain, guard=None) >= ALPHA)
 
 
 @dataclasses.dataclass(frozen=True)
