@@ -128,6 +128,7 @@ def test_the_page_tells_what_is_not_kept(tmp_path: Path) -> None:
     ]
     text = page(checks, 60.0, 4_000)
     assert "**1 of 2 hold.**" in text and "## Not kept" in text and "5 units" in text
+    assert "## More careful than asked" in text
 
 
 def test_the_command_refuses_what_it_cannot_do() -> None:
