@@ -1,7 +1,10 @@
-"""What a run evaluates: its encoder, trained and untrained, and the floors of its config."""
+"""What an evaluation scores: trained encoders, their untrained family, and the config's floors."""
 
+import collections
 import dataclasses
 import functools
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,47 +12,233 @@ from typing import Any
 import jax
 import numpy as np
 
+from bioimg_jax import mesh as meshes
 from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, TWIN, floor_ids
-from bioimg_jax.checkpoint import Checkpoints
+from bioimg_jax.checkpoint import Saved
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
+from bioimg_jax.mesh import Mesh
 from bioimg_jax.models import POOLINGS, Encoder, build_encoder
-from bioimg_jax.representations.encoder import EncoderRepresentation
+from bioimg_jax.objectives import Objective, build_objective
+from bioimg_jax.representations.encoder import EncoderRepresentation, layers_of
 from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.representation import Representation
-from bioimg_jax.train import Config, Run
-from bioimg_jax.train_state import TrainState
+from bioimg_jax.train_state import initial_key
+
+Config = Mapping[str, Any]
 
 # Random initialisations must not share their draws with a training run of a small seed.
 UNTRAINED_STREAM = 10_000
+DEFAULT_WIDTH = 384  # of random floors where there is no encoder to share it with
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A representation to score: made when its turn comes, so that one is in memory at a time."""
+    """A representation to score: made when its turn comes, so that one is in memory at a time.
+
+    saw: indices of the examples that its pre-training saw; None where nobody knows.
+    layers: layer name -> width, known before it is made.
+    identity: everything besides the images that its features depend on, as plain JSON.
+    encoder: what the images go through, where it is one.
+    group: seeds of one group are averaged too. folds: target -> the folds it may be scored on.
+    """
 
     name: str
     kind: str
     seed: int
-    saw: np.ndarray  # indices of the examples that its pre-training saw
+    saw: np.ndarray | None
     make: Callable[[], Representation]
-    group: str = ""  # seeds of one group are averaged too
-    folds: Mapping[str, Sequence[int]] | None = None  # target -> the folds it may be scored on
+    layers: Mapping[str, int]
+    identity: Mapping[str, Any]
+    encoder: Encoder | None = None
+    group: str = ""
+    folds: Mapping[str, Sequence[int]] | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def candidates(
-    run: Run, dataset: Dataset, workdir: Path, inductive: tuple[Path, Fold] | None
-) -> list[Candidate]:
-    """Everything to score, in the order of the report; `inductive` as for `evaluate.evaluate`."""
-    config, settings = run.config, run.config["evaluate"]
-    encoder, seed = run.encoder, config["seed"]
-    seen, nothing = dataset.pretraining_indices(), np.array([], np.int64)
-    trained_name = f"{config['objective']['name']}_{encoder.name}"
-    last = config["train"]["steps"]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A checkpoint, and the model that it says it belongs to."""
 
-    def represent(name: str, kind: str, encoder: Any, variables: Any) -> Representation:
+    name: str
+    group: str
+    saved: Saved
+    objective: Objective
+
+    @property
+    def held_out(self) -> str | None:
+        """The fold whose test units pre-training did not see, of the primary target."""
+        return self.saved.meta["data"]["hold_out"]
+
+    def restore(self, saved: Saved, mesh: Mesh) -> tuple[Any, Any]:
+        """(params, state of the objective), whole on every device of the mesh."""
+        key = initial_key(self.saved.meta["seed"])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh)
+            ),
+            jax.eval_shape(self.objective.init, key),
+        )
+        return saved.restore(*abstract)
+
+    def variables(self, mesh: Mesh, *, untrained: bool = False) -> dict[str, Any]:
+        """The encoder's; with `untrained` those of step 0, drawn again where they were not kept."""
+        saved = self.saved.at(0) if untrained else self.saved
+        if saved is None:
+            key = initial_key(self.saved.meta["seed"])
+            params, state = jax.jit(self.objective.init)(key)
+        else:
+            params, state = self.restore(saved, mesh)
+        return {"params": params["encoder"], "stats": state["stats"]}
+
+    def saw(self, dataset: Dataset) -> np.ndarray | None:
+        """Rows of the data set that pre-training saw; None if it was trained on another one."""
+        if self.saved.meta["data"]["content_hash"] != dataset.content_hash:
+            return None
+        return dataset.pretraining_indices(self._fold(dataset))
+
+    def scorable(self, dataset: Dataset) -> dict[str, list[int]] | None:
+        """The folds it may be scored on; None for all. One that held out a fold answers for it."""
+        fold = self._fold(dataset)
+        if fold is None:
+            return None
+        primary = dataset.declaration.targets[0].name
+        folds = dataset.folds(primary)
+        return {primary: [i for i, other in enumerate(folds) if other.name == fold.name]}
+
+    def _fold(self, dataset: Dataset) -> Fold | None:
+        folds = dataset.folds(dataset.declaration.targets[0].name)
+        return next((fold for fold in folds if fold.name == self.held_out), None)
+
+
+def open_trained(checkpoints: Sequence[Saved]) -> tuple[Trained, ...]:
+    """Names for the checkpoints of one evaluation, and groups for seeds of one recipe."""
+    names, recipes = [], []
+    for saved in checkpoints:
+        meta = saved.meta
+        names.append(f"{meta['objective']['name']}_{meta['encoder']['name']}")
+        recipe = {k: v for k, v in meta.items() if k not in ("seed",)} | {"step": saved.step}
+        recipes.append(json.dumps(recipe, sort_keys=True))
+    whole = [i for i, saved in enumerate(checkpoints) if not saved.meta["data"]["hold_out"]]
+    alike = collections.Counter(recipes[i] for i in whole)
+    found = []
+    for i, saved in enumerate(checkpoints):
+        name, group = names[i], ""
+        if i not in whole:
+            name += "_inductive"
+        elif len(whole) > 1:
+            name += "_" + re.sub(r"[^\w.-]+", "-", saved.workdir.name)
+            if alike[recipes[i]] > 1:
+                number = sorted(alike).index(recipes[i])
+                group = names[i] if len(alike) == 1 else f"{names[i]}_recipe{number + 1}"
+        encoder = build_encoder(saved.meta["encoder"])
+        objective = build_objective(saved.meta["objective"], encoder)
+        found.append(Trained(name, group, saved, objective))
+    repeated = [name for name, n in collections.Counter(t.name for t in found).items() if n > 1]
+    if repeated:
+        raise InputError(
+            f"--checkpoint: two work directories would both be called {repeated[0]!r}; rename one"
+        )
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything an evaluation's config stands for, before any table exists.
+
+    encoders: the architectures whose untrained family stands beside the trained ones; none where
+      floors alone are asked for.
+    """
+
+    config: Config
+    channels: tuple[str, ...]
+    mesh: Mesh
+    crop_px: int
+    encoders: tuple[Encoder, ...]
+    trained: tuple[Trained, ...] = ()
+
+    @property
+    def settings(self) -> Config:
+        return self.config["evaluate"]
+
+    @property
+    def batch_size(self) -> int:
+        """A multiple of the devices; features do not depend on it."""
+        n_data = self.mesh.shape["data"]
+        return -(-self.settings["batch_size"] // n_data) * n_data
+
+
+def build_evaluation(
+    config: Config, channels: Sequence[str] | None, checkpoints: Sequence[Saved] = ()
+) -> Evaluation:
+    """The evaluation of a config, of checkpoints or, without any, of its own "encoder" section.
+
+    channels: of the data set; None for those of the checkpoints, when the data are not there yet.
+    Raises `InputError` for checkpoints of other channels, and for a setting that is wrong whatever
+    the data are.
+    """
+    trained = open_trained(checkpoints)
+    for one in trained:
+        theirs = one.saved.meta["channels"]
+        channels = theirs if channels is None else channels
+        if list(channels) != theirs:
+            raise InputError(
+                f"checkpoint {one.saved.directory} was trained on channels {', '.join(theirs)}, "
+                f"not {', '.join(channels)}"
+            )
+    channels = tuple(channels or ("any",))
+    if trained:
+        distinct = {json.dumps(t.objective.encoder.config, sort_keys=True): t for t in trained}
+        encoders = [t.objective.encoder for t in distinct.values()]
+    elif "encoder" in config:
+        encoders = [build_encoder({**config["encoder"], "channels": channels})]
+    else:
+        encoders = []
+    crop_px = config["data"]["crop_px"]
+    if not crop_px:
+        crops = sorted({t.saved.meta["crop_px"] for t in trained})
+        if len(crops) != 1:
+            raise InputError(
+                "data.crop_px: 0 stands for the crop that a checkpoint was trained on, and there "
+                f"are {len(crops)} of them ({', '.join(map(str, crops)) or 'no checkpoint'})"
+            )
+        crop_px = crops[0]
+    evaluation = Evaluation(
+        config=config,
+        channels=channels,
+        mesh=meshes.make_mesh(model=config["mesh"]["model"], devices=config["mesh"]["devices"]),
+        crop_px=crop_px,
+        encoders=tuple(encoders),
+        trained=trained,
+    )
+    _check(evaluation)
+    return evaluation
+
+
+def _check(evaluation: Evaluation) -> None:
+    settings = evaluation.settings
+    for key, least in (
+        ("untrained_seeds", 0), ("blocks", 0), ("batch_size", 1), ("max_examples", 0),
+        ("probe_examples", 0),
+    ):  # fmt: skip
+        if settings.get(key, least) < least:
+            raise InputError(f"evaluate.{key}: {settings[key]}, expected at least {least}")
+    for encoder in evaluation.encoders:
+        chosen_poolings(settings, encoder)
+    if settings["resnet18"]:
+        chosen_poolings(settings, random_resnet18(evaluation.channels))
+    floor_ids(settings["floors"])
+    if not 0 < settings["delta"] < 1:
+        raise InputError(f"evaluate.delta: {settings['delta']}, expected between 0 and 1")
+
+
+def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
+    """Everything to score, in the order of the report. Names differ."""
+    settings = evaluation.settings
+    nothing = np.array([], np.int64)
+
+    def represent(name: str, kind: str, encoder: Encoder, variables: Any) -> Representation:
         return EncoderRepresentation(
             name,
             kind,
@@ -59,88 +248,79 @@ def candidates(
             poolings=chosen_poolings(settings, encoder),
         )
 
-    def from_checkpoint(folder: Path, step: int, name: str, kind: str) -> Callable[[], Any]:
-        def make() -> Representation:
-            state = saved_state(run, folder, step)
-            variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
-            return represent(name, kind, encoder, variables)
+    def layers(encoder: Encoder) -> dict[str, int]:
+        return layers_of(encoder, settings["blocks"], chosen_poolings(settings, encoder))
 
-        return make
+    def of_checkpoint(one: Trained, untrained: bool) -> Candidate:
+        name = f"{one.name}_step0" if untrained else one.name
+        kind = "untrained" if untrained else "trained"
+        seed = one.saved.meta["seed"]
+        saved = one.saved.at(0) if untrained else one.saved
+        weights = {"drawn": seed, "jax": jax.__version__} if saved is None else saved.digest()
+        return Candidate(
+            name=name,
+            kind=kind,
+            seed=seed,
+            saw=nothing if untrained else one.saw(dataset),
+            make=lambda: represent(
+                name,
+                kind,
+                one.objective.encoder,
+                one.variables(evaluation.mesh, untrained=untrained),
+            ),
+            layers=layers(one.objective.encoder),
+            identity={
+                "encoder": one.objective.encoder.config,
+                "layers": layers(one.objective.encoder),
+                "weights": weights,
+            },
+            encoder=one.objective.encoder,
+            group=f"{one.group}_step0" if one.group and untrained else one.group,
+            folds=None if untrained else one.scorable(dataset),
+            settings={
+                "step": 0 if untrained else one.saved.step,
+                **({"held_out": one.held_out} if one.held_out and not untrained else {}),
+            },
+        )
 
-    def at_random(name: str, encoder: Any, number: int) -> Callable[[], Any]:
+    def at_random(name: str, encoder: Encoder, number: int, group: str) -> Candidate:
         def make() -> Representation:
             key = jax.random.key(UNTRAINED_STREAM + number)
             return represent(name, "untrained", encoder, jax.jit(encoder.init)(key))
 
-        return make
+        identity = {
+            "encoder": encoder.config,
+            "layers": layers(encoder),
+            "random": number,
+            "jax": jax.__version__,
+        }
+        return Candidate(
+            name, "untrained", number, nothing, make, layers(encoder), identity, encoder, group
+        )
 
-    found = [
-        Candidate(
-            trained_name,
-            "trained",
-            seed,
-            seen,
-            from_checkpoint(workdir, last, trained_name, "trained"),
-            settings={"step": last},
-        ),
-        Candidate(
-            f"{trained_name}_step0",
-            "untrained",
-            seed,
-            nothing,
-            from_checkpoint(workdir, 0, f"{trained_name}_step0", "untrained"),
-            settings={"step": 0},
-        ),
-    ]
-    group = f"{encoder.name}_random"
-    for number in range(1, settings["untrained_seeds"] + 1):
-        name = f"{group}_{number}"
-        found.append(
-            Candidate(
-                name, "untrained", number, nothing, at_random(name, encoder, number), group=group
-            )
-        )
+    found = []
+    for one in evaluation.trained:
+        found.append(of_checkpoint(one, untrained=False))
+        if one.held_out is None:
+            found.append(of_checkpoint(one, untrained=True))
+    for i, encoder in enumerate(evaluation.encoders):
+        group = f"{encoder.name}_random" if i == 0 else f"{encoder.name}{i + 1}_random"
+        for number in range(1, settings["untrained_seeds"] + 1):
+            found.append(at_random(f"{group}_{number}", encoder, number, group))
     if settings["resnet18"]:
-        resnet = random_resnet18(run)
-        found.append(
-            Candidate(
-                "resnet18_random", "untrained", 0, nothing, at_random("resnet18_random", resnet, 0)
-            )
-        )
-    floors = Floors(run.channels, encoder.block_widths[-1])
-    for name in own_floors(settings):
+        found.append(at_random("resnet18_random", random_resnet18(evaluation.channels), 0, ""))
+    floors = own_floors(evaluation)
+    for name in floors.names:
         make = functools.partial(floors.make, name)
-        found.append(Candidate(name, make().kind, 0, nothing, make))
-    if inductive is not None:
-        folder, held_out = inductive
-        primary = dataset.declaration.targets[0].name
-        numbers = [i for i, fold in enumerate(dataset.folds(primary)) if fold.name == held_out.name]
-        name = f"{trained_name}_inductive"
+        floor = make()  # without weights it costs nothing
         found.append(
-            Candidate(
-                name,
-                "trained",
-                seed,
-                dataset.pretraining_indices(held_out),
-                from_checkpoint(folder, last, name, "trained"),
-                folds={primary: numbers},
-                settings={"step": last, "held_out": held_out.name},
-            )
+            Candidate(name, floor.kind, 0, nothing, make, floor.layers, floors.identity(name))
         )
     return found
 
 
-def saved_state(run: Run, folder: Path, step: int) -> TrainState:
-    """The state of a training in `folder` at a step that it saved; `InputError` if it is broken."""
-    checkpoints = Checkpoints(folder / "checkpoints", run.meta())
-    try:
-        return checkpoints.restore(step, run.states.abstract)
-    finally:
-        checkpoints.close()
-
-
-def random_resnet18(run: Run) -> Encoder:
-    return build_encoder({"name": "resnet", "depth": 18, "channels": run.channels})
+def random_resnet18(channels: Sequence[str]) -> Encoder:
+    return build_encoder({"name": "resnet", "depth": 18, "channels": list(channels)})
 
 
 def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:
@@ -160,7 +340,15 @@ def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:
     return found
 
 
-def own_floors(settings: Config) -> list[str]:
-    """Pixels, and what `evaluate.floors` lists besides chance and the untrained ones."""
-    listed = floor_ids(settings["floors"])
-    return list(dict.fromkeys(["pixels", *(f for f in listed if f not in (CHANCE, TWIN, FAMILY))]))
+def own_floors(evaluation: Evaluation) -> Floors:
+    """Pixels, what `evaluate.floors` lists besides chance and the untrained ones, and what
+    `evaluate.representations` adds to be shown; `InputError` for one that does not exist."""
+    settings = evaluation.settings
+    listed = [f for f in floor_ids(settings["floors"]) if f not in (CHANCE, TWIN, FAMILY)]
+    added = [part.strip() for part in settings["representations"].split(",") if part.strip()]
+    return Floors(
+        evaluation.channels,
+        evaluation.encoders[0].width if evaluation.encoders else DEFAULT_WIDTH,
+        names=["pixels", *listed, *(part for part in added if not part.endswith(".py"))],
+        files=[Path(part) for part in added if part.endswith(".py")],
+    )

@@ -1,6 +1,8 @@
 """Checkpoints of a run, by orbax: asynchronous, atomic, readable on another number of devices."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -8,22 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from bioimg_jax.errors import MACHINE_ERRORS, BrokenCheckpoint, InputError
 from bioimg_jax.train_state import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT = 2  # newest checkpoints; step 0 stays too, because it is the encoder's own floor
 
 
 class Checkpoints:
     """`checkpoints/` of a work directory.
 
-    Three items a step: "params", so that an evaluation reads it alone; "state", the rest of the
-    `TrainState`; and "meta", what the parameters belong to (`meta` of the constructor): a dict of
-    plain JSON with "encoder" (its config) and "channels" (of the data set).
+    Four items a step: "params" and "objective" (the step, running statistics, a teacher), so that
+    an evaluation reads them alone; "optimizer", the moments; and "meta", what the parameters belong
+    to (`meta` of the constructor): a dict of plain JSON with "encoder" and "objective" (their
+    configs), "channels" (of the data set) and whatever else rebuilds them.
     """
 
     def __init__(self, directory: Path, meta: dict[str, Any]) -> None:
@@ -31,7 +36,7 @@ class Checkpoints:
         self._meta = json.loads(json.dumps({"format_version": FORMAT_VERSION, **meta}))
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("params", "state", "meta"),
+            item_names=("params", "objective", "optimizer", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(KEPT), preservation_policy.CustomSteps([0])]
@@ -48,12 +53,13 @@ class Checkpoints:
         """Starts saving; a saved step is left as it is."""
         if step in self.steps():
             return
-        rest = {"step": state.step, "opt_state": state.opt_state, "objective": state.objective}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
-                state=ocp.args.StandardSave(rest),
+                # An item without a single array would make orbax warn.
+                objective=ocp.args.StandardSave({"step": state.step, "state": state.objective}),
+                optimizer=ocp.args.StandardSave(state.opt_state),
                 meta=ocp.args.JsonSave(self._meta),
             ),
         )
@@ -100,49 +106,27 @@ class Checkpoints:
 
         Raises `BrokenCheckpoint`, and `InputError` for another encoder or other channels.
         """
-        rest = {
-            "step": abstract.step,
-            "opt_state": abstract.opt_state,
-            "objective": abstract.objective,
-        }
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params),
-            state=ocp.args.StandardRestore(rest),
+            objective=ocp.args.StandardRestore(
+                {"step": abstract.step, "state": abstract.objective}
+            ),
+            optimizer=ocp.args.StandardRestore(abstract.opt_state),
         )
-        with self._told_if_broken(step):
+        with _told_if_broken(self.directory / str(step)):
             self._check_meta(step)
             restored = self._manager.restore(step, args=items)
-        return TrainState(params=restored["params"], **restored["state"])
-
-    def restore_params(self, step: int, abstract: Any) -> Any:
-        """The parameters alone, placed as `abstract` says; raises as `restore` does."""
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        with self._told_if_broken(step):
-            self._check_meta(step)
-            return self._manager.restore(step, args=items)["params"]
-
-    @contextlib.contextmanager
-    def _told_if_broken(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever a file cut short makes the readers raise
-            if isinstance(error, InputError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                raise
-            if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-                raise
-            raise BrokenCheckpoint(
-                f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)})"
-            ) from error
+        return TrainState(
+            step=restored["objective"]["step"],
+            params=restored["params"],
+            opt_state=restored["optimizer"],
+            objective=restored["objective"]["state"],
+        )
 
     def _check_meta(self, step: int) -> None:
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        found = restored["meta"]
         where = f"checkpoint {self.directory / str(step)}"
-        if found.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"{where} has format {found.get('format_version')}; this version reads "
-                f"{FORMAT_VERSION}"
-            )
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        found = _of_this_format(self._manager.restore(step, args=args)["meta"], where)
         ours, theirs = self._meta["channels"], found["channels"]
         if ours != theirs:
             raise InputError(
@@ -157,6 +141,101 @@ class Checkpoints:
                         f"{where} is of another architecture: {part}.{key} is {there!r} there, "
                         f"{here!r} here"
                     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Saved:
+    """One saved step of a training, finished or still running, opened for reading alone.
+
+    workdir: of the training; meta: what `Checkpoints` was given when it was saved.
+    """
+
+    workdir: Path
+    step: int
+    meta: dict[str, Any]
+
+    @property
+    def directory(self) -> Path:
+        return self.workdir / "checkpoints" / str(self.step)
+
+    def restore(self, params: Any, objective: Any) -> tuple[Any, Any]:
+        """(params, state of the objective), placed as the two abstract trees say.
+
+        Raises `BrokenCheckpoint`.
+        """
+        sharding = jax.tree.leaves(params)[0].sharding
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+        with _told_if_broken(self.directory), ocp.StandardCheckpointer() as reader:
+            restored = reader.restore(self.directory / "params", params)
+            rest = reader.restore(self.directory / "objective", {"step": step, "state": objective})
+        return restored, rest["state"]
+
+    def digest(self) -> str:
+        """SHA-256 of the files that hold the parameters and the objective's state."""
+        digest = hashlib.sha256()
+        for item in ("params", "objective"):
+            for path in sorted(p for p in (self.directory / item).rglob("*") if p.is_file()):
+                digest.update(str(path.relative_to(self.directory)).encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def at(self, step: int) -> "Saved | None":
+        """The same training at another step; None where it was not kept."""
+        if not (self.directory.parent / str(step)).is_dir():
+            return None
+        return dataclasses.replace(self, step=step)
+
+
+def open_checkpoint(path: str | Path) -> Saved:
+    """The newest checkpoint of a work directory, or the one that `WORKDIR/checkpoints/STEP` names.
+
+    Raises `InputError` where there is none or its format is another one.
+    """
+    path = Path(path).absolute()
+    wanted = None
+    if path.parent.name == "checkpoints" and path.name.isdecimal():
+        wanted, path = int(path.name), path.parent.parent
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        raise InputError(f"--checkpoint={path}: there is no folder {folder}")
+    # Not through a manager: what a running training is writing is left alone.
+    steps = sorted(ocp.utils.checkpoint_steps(folder))
+    if not steps:
+        raise InputError(f"--checkpoint={path}: {folder} holds no checkpoint yet")
+    if wanted is not None and wanted not in steps:
+        kept = ", ".join(map(str, steps))
+        raise InputError(f"--checkpoint={path}: step {wanted} is not kept; there are {kept}")
+    step = steps[-1] if wanted is None else wanted
+    directory = folder / str(step)
+    with (
+        _told_if_broken(directory),
+        ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
+    ):
+        meta = _of_this_format(reader.restore(directory / "meta"), f"checkpoint {directory}")
+    return Saved(path, step, meta)
+
+
+def _of_this_format(meta: dict[str, Any], where: str) -> dict[str, Any]:
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{where} has format {meta.get('format_version')}; this version reads {FORMAT_VERSION}"
+        )
+    return meta
+
+
+@contextlib.contextmanager
+def _told_if_broken(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a file cut short makes the readers raise
+        if isinstance(error, InputError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise
+        raise BrokenCheckpoint(
+            f"checkpoint {directory} cannot be read ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

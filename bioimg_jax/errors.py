@@ -19,3 +19,7 @@ class InputError(Exception):
 
 class BrokenCheckpoint(InputError):
     """A checkpoint whose files cannot be read."""
+
+
+class Preempted(Exception):
+    """A signal asked the run to stop; what is done is saved."""

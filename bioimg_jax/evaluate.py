@@ -1,12 +1,20 @@
-"""The one evaluation: representations x targets -> scores beside their floors -> results.json."""
+"""The one evaluation: representations x benchmarks x targets -> scores, verdicts, results.json.
+
+    python -m bioimg_jax.evaluate --config=configs/eval_cells.py --checkpoint=WORKDIR --workdir=OUT
+
+evaluates the newest checkpoint of a training, finished or still running, from the checkpoint and a
+data set alone, on any number of devices. `bioimg_jax.main` does the same after a training.
+"""
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,98 +23,90 @@ import jax.numpy as jnp
 import numpy as np
 
 import bioimg_jax
-from bioimg_jax import mesh as meshes
-from bioimg_jax.benchmarks.classification import classification_scores
+from bioimg_jax import command_line
+from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.ladder import cases, floor_ids
+from bioimg_jax.benchmarks.registry import find_benchmarks
 from bioimg_jax.benchmarks.score import Score, headline_rows
+from bioimg_jax.budget import budget
 from bioimg_jax.candidates import (
     Candidate,
+    Evaluation,
+    Trained,
+    build_evaluation,
     candidates,
-    chosen_poolings,
     own_floors,
-    random_resnet18,
-    saved_state,
 )
-from bioimg_jax.data.dataset import Dataset
+from bioimg_jax.checkpoint import open_checkpoint
+from bioimg_jax.data.dataset import Dataset, open_dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.pipeline import evaluation_batches
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
-from bioimg_jax.errors import InputError
-from bioimg_jax.features.table import FeatureTable, read_table, write_table
+from bioimg_jax.errors import InputError, Preempted
+from bioimg_jax.features.extract import feature_table
+from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.prepare import prepare
 from bioimg_jax.representations.encoder import EncoderRepresentation
-from bioimg_jax.representations.floors import Floors
-from bioimg_jax.representations.representation import Representation, stream_features
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.plan import Plan, plan
-from bioimg_jax.statistics.verdict import Verdict, judge
-from bioimg_jax.train import Config, Preempted, Probe, Run, StopSignal
+from bioimg_jax.statistics.verdict import UNIT_SD, Verdict, judge
+from bioimg_jax.train import Config, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 EXAMPLES_SHOWN = 3
 PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
+RESULTS, REPORT = "results.json", "report.html"
+HELP = f"""{__doc__}
+--checkpoint=PATH   a work directory, or its checkpoints/STEP; several times for several rows
+--config.KEY=VALUE  changes a key of the config file, which explains them
+--workdir=DIR       where tables, results.json and report.html are kept
+--plan              says which verdicts the design can reach, and stops"""
 
 
-def evaluate(
-    run: Run, dataset: Dataset, workdir: Path, *, inductive: tuple[Path, Fold] | None = None
-) -> dict[str, Any]:
-    """Scores every representation on every target and writes results.json and examples.npz.
+def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[str, Any]:
+    """Scores every representation on every benchmark and target.
 
-    Finished feature tables are used again. `inductive`: the work directory of a second training
-    without the test unit of one fold of the primary target, and that fold. Returns the results.
+    Feature tables and scores that are finished are used again. Writes examples.npz; returns the
+    results.
     """
-    settings = run.config["evaluate"]
-    targets = dataset.declaration.targets
-    rows, folds = _subset(run, dataset, targets, "max_examples")
+    settings, targets = evaluation.settings, dataset.declaration.targets
+    benchmarks = chosen_benchmarks(settings)
+    rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
+    used = dataset.metadata.iloc[rows].reset_index(drop=True)
     audits = {
-        target.name: audit(dataset.metadata.iloc[rows].reset_index(drop=True),
-                           folds[target.name], target, delta=settings["delta"])
+        target.name: audit(used, folds[target.name], target, delta=settings["delta"])
         for target in targets
-    }  # fmt: skip
-    layers = settings["blocks"] * len(chosen_poolings(settings, run.encoder))
-    to_score = candidates(run, dataset, workdir, inductive)
-    strengths = _strengths(settings)
-    fits = sum(len(part) for part in folds.values()) * len(to_score) * layers * len(strengths)
+    }
+    to_score = candidates(evaluation, dataset)
+    n_classes = {t.name: used[t.column].nunique() for t in targets}
     print(
-        f"evaluating {len(to_score)} representations on {len(targets)} targets, "
-        f"{len(rows):,} images; at most {fits:,} probe fits",
+        budget(benchmarks, to_score, folds, n_classes, n_images=len(rows),
+               crop_px=evaluation.crop_px),
         file=sys.stderr,
-    )
-    start = time.monotonic()
+    )  # fmt: skip
     scores: list[Score] = []
-    tables = workdir / "features"
-    tables.mkdir(exist_ok=True)
+    start = time.monotonic()
     with StopSignal() as stop:
         for i, candidate in enumerate(to_score):
-            table = _table(run, dataset, rows, candidate, tables)
-            for target in targets:
-                allowed = (candidate.folds or {}).get(target.name)
-                if candidate.folds is not None and allowed is None:
-                    continue
-                chosen = folds[target.name]
-                if allowed is not None:
-                    chosen = [chosen[j] for j in allowed]
-                tested = rows[np.concatenate([fold.test for fold in chosen])]
-                scores += classification_scores(
-                    table,
-                    chosen,
-                    target,
-                    representation=candidate.name,
-                    kind=candidate.kind,
-                    seed=candidate.seed,
-                    exposure="images" if np.isin(tested, candidate.saw).any() else "none",
-                    strengths=strengths,
-                    settings={
-                        "content_hash": dataset.content_hash,
-                        "n_images": len(rows),
-                        "group": candidate.group,
-                        **candidate.settings,
-                    },
-                    permute_labels_seed=(
-                        run.config["seed"] if settings["permute_labels"] else None
-                    ),
-                )
+            path = workdir / "features" / f"{candidate.name}.h5ad"
+            table = table_of(evaluation, dataset, rows, candidate, path)
+            for benchmark in benchmarks:
+                for target in targets:
+                    allowed = (candidate.folds or {}).get(target.name)
+                    if candidate.folds is not None and allowed is None:
+                        continue
+                    part = folds[target.name]
+                    if allowed is not None:
+                        part = [part[j] for j in allowed]
+                    scores += _scores(
+                        evaluation, dataset, rows, table, candidate, benchmark, target, part,
+                        workdir,
+                    )  # fmt: skip
+                    if stop.received:
+                        raise Preempted("stopped while evaluating; what is finished is kept")
             elapsed = time.monotonic() - start
             left = elapsed / (i + 1) * (len(to_score) - i - 1)
             print(
@@ -114,19 +114,17 @@ def evaluate(
                 f"{int(left) // 60}:{int(left) % 60:02d} left",
                 file=sys.stderr,
             )
-            if stop.received:
-                raise Preempted("stopped while evaluating; finished feature tables are kept")
     overlap = {name: _overlap(parts) for name, parts in folds.items()}
     scores += averaged_over_seeds(scores, overlap)
     about = [_about(target, dataset, rows, folds, audits[target.name]) for target in targets]
+    floors = floor_ids(settings["floors"])
+    omitted = own_floors(evaluation).omitted
     verdicts = judge(
-        cases(
-            scores, about, floor_ids(settings["floors"]), delta=settings["delta"], overlap=overlap
-        )
+        cases(scores, about, floors, omitted=omitted, delta=settings["delta"], overlap=overlap)
     )
     scores = _with_verdicts(scores, audits, verdicts)
-    _write_examples(run, dataset, workdir)
-    results = {
+    _write_examples(evaluation, dataset, workdir)
+    return {
         "schema_version": SCHEMA_VERSION,
         "data": {
             "name": dataset.declaration.name,
@@ -147,54 +145,85 @@ def evaluate(
                 for target in targets
             },
         },
+        "encoders": [_encoder_row(one) for one in evaluation.trained],
+        "benchmarks": [benchmark.name for benchmark in benchmarks],
         "targets": about,
-        "floors": list(floor_ids(settings["floors"])),
+        "floors": list(floors),
+        "omitted": omitted,
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "scores": [score.to_row() for score in scores],
     }
-    return results
 
 
-def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
-    """Scores the encoder on the primary target as it is at a step of the training.
+def chosen_benchmarks(settings: Config) -> list[Benchmark]:
+    """Those of `evaluate.benchmarks`; the linear probe's strengths are a setting of their own."""
+    return find_benchmarks(settings["benchmarks"], {"strengths": strengths(settings)})
 
-    A small subset and one layer: a curve to watch, beside the results and never in their place.
+
+def strengths(settings: Config) -> tuple[float, ...]:
+    """lambda of `evaluate.strengths`; `InputError` for what is no number above zero."""
+    try:
+        found = tuple(float(part) for part in settings["strengths"].split(","))
+    except ValueError:
+        raise InputError(
+            f"evaluate.strengths: {settings['strengths']!r}, expected numbers with commas between"
+        ) from None
+    if not all(strength > 0 for strength in found):
+        raise InputError(f"evaluate.strengths: {settings['strengths']!r}, expected all above zero")
+    return found
+
+
+def check_settings(evaluation: Evaluation, dataset: Dataset) -> None:
+    """What of the settings does not fit the data, before hours are spent on them.
+
+    Raises `InputError`. `build_evaluation` has told the rest, before the data were prepared.
     """
-    target = dataset.declaration.targets[0]
-    rows, restricted = _subset(run, dataset, [target], "probe_examples")
-    folds = restricted[target.name]
-
-    def probe(step: int, state: TrainState) -> list[dict[str, Any]]:
-        variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
-        representation = EncoderRepresentation(
-            "probe", "trained", run.encoder, variables, blocks=1, poolings=("mean",)
+    targets = dataset.declaration.targets
+    if not targets:
+        raise InputError(
+            f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
+            "plates and wells are too few for training, validation and test units"
         )
-        path = workdir / "features" / ".probe.h5ad"
-        path.parent.mkdir(exist_ok=True)
-        table = _extract(run, dataset, rows, representation, path, {"step": step})
-        scores = classification_scores(
-            table,
-            folds,
-            target,
-            representation="probe",
-            kind="trained",
-            seed=run.config["seed"],
-            exposure="",
-            strengths=PROBE_STRENGTHS,
-        )
-        path.unlink()
-        score = scores[-1]
-        entry = {
-            "target": target.name,
-            "metric": score.metric,
-            "value": score.value,
-            "chance": score.chance,
-            "layer": "final/mean",
-            "n_images": len(rows),
-        }
-        return [{"step": step, "probe": entry}]
+    own_floors(evaluation)
+    dataset.check_crop(evaluation.crop_px)
+    for benchmark in chosen_benchmarks(evaluation.settings):
+        for target in targets:
+            benchmark.check(target)
+    subset(evaluation.config, dataset, targets, "max_examples")
 
-    return probe
+
+def subset(
+    config: Config, dataset: Dataset, targets: Sequence[Target], limit_key: str
+) -> tuple[np.ndarray, dict[str, list[Fold]]]:
+    """Example indices that some fold of the targets uses, ascending, and the folds among them.
+
+    At most `evaluate.<limit_key>` examples, drawn at random (0: all). Raises `InputError` if they
+    are too few for some fold.
+    """
+    limit = config["evaluate"][limit_key]
+    stored = {target.name: dataset.folds(target.name) for target in targets}
+    parts = [
+        part
+        for folds in stored.values()
+        for fold in folds
+        for part in (fold.train, fold.validation, fold.test)
+    ]
+    rows = np.unique(np.concatenate(parts))
+    if limit and len(rows) > limit:
+        rng = np.random.default_rng(config["seed"])
+        rows = np.sort(rng.choice(rows, limit, replace=False))
+    folds = {name: restrict(target_folds, rows) for name, target_folds in stored.items()}
+    metadata = dataset.metadata.iloc[rows]
+    for target in targets:
+        for whole, fold in zip(stored[target.name], folds[target.name], strict=True):
+            classes = dataset.metadata[target.column].iloc[whole.train].astype(str).unique()
+            try:
+                check_classes(metadata, fold, target, classes)
+                if not (len(fold.validation) and len(fold.test)):
+                    raise InputError(f"target {target.name!r}: a part of {fold.name!r} is empty")
+            except InputError as error:
+                raise InputError(f"evaluate.{limit_key}: {limit} is too few: {error}") from None
+    return rows, folds
 
 
 def restrict(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
@@ -214,17 +243,101 @@ def restrict(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
     ]
 
 
+def table_of(
+    evaluation: Evaluation, dataset: Dataset, rows: np.ndarray, candidate: Candidate, path: Path
+) -> FeatureTable:
+    """The candidate's feature table at `path`, made now unless it is there."""
+    return feature_table(
+        path,
+        candidate.make,
+        dataset,
+        rows,
+        identity=candidate.identity,
+        crop_px=evaluation.crop_px,
+        batch_size=evaluation.batch_size,
+        mesh=evaluation.mesh,
+        provenance={
+            "representation": candidate.name,
+            "kind": candidate.kind,
+            "seed": candidate.seed,
+            "config": json.loads(json.dumps(evaluation.config)),
+            **candidate.settings,
+        },
+    )
+
+
+def _scores(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    rows: np.ndarray,
+    table: FeatureTable,
+    candidate: Candidate,
+    benchmark: Benchmark,
+    target: Target,
+    folds: Sequence[Fold],
+    workdir: Path,
+) -> list[Score]:
+    """The scores of one table on one benchmark and target, from disk if they are finished."""
+    settings = evaluation.settings
+    made_of = {
+        "bioimg_jax": bioimg_jax.__version__,
+        "table": table.provenance["key"],
+        "benchmark": benchmark.identity,
+        "target": dataclasses.asdict(target),
+        "folds": [
+            [hashlib.sha256(part.tobytes()).hexdigest() for part in (f.train, f.validation, f.test)]
+            for f in folds
+        ],
+        "permute": settings["permute_labels"] and evaluation.config["seed"],
+        "candidate": [candidate.name, candidate.kind, candidate.seed, candidate.group],
+        "settings": dict(candidate.settings),
+    }
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    path = workdir / "scores" / f"{candidate.name}-{benchmark.name}-{target.name}.json"
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text())
+        except ValueError:
+            kept = {}  # damaged: made again
+        if kept.get("key") == key:
+            return [Score.from_row(row) for row in kept["scores"]]
+    tested = rows[np.concatenate([fold.test for fold in folds])]
+    exposure = "unknown"
+    if candidate.saw is not None:
+        exposure = "images" if np.isin(tested, candidate.saw).any() else "none"
+    scores = benchmark.scores(
+        table,
+        folds,
+        target,
+        representation=candidate.name,
+        kind=candidate.kind,
+        seed=candidate.seed,
+        exposure=exposure,
+        settings={
+            "content_hash": dataset.content_hash,
+            "n_images": len(rows),
+            "group": candidate.group,
+            **candidate.settings,
+        },
+        permute_labels_seed=evaluation.config["seed"] if settings["permute_labels"] else None,
+    )
+    path.parent.mkdir(exist_ok=True)
+    command_line.write_json(path, {"key": key, "scores": [score.to_row() for score in scores]})
+    return scores
+
+
 def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -> list[Score]:
-    """One more score for every target and layer of a group: the mean of its seeds, unit by unit.
+    """One more score for every benchmark, target and layer of a group: its seeds, unit by unit.
 
     overlap: of each target's folds (`intervals.train_overlap`).
     """
     groups: dict[tuple[str, ...], list[Score]] = {}
     for score in scores:
         if group := score.settings.get("group"):
-            groups.setdefault((group, score.target, score.block, score.pooling), []).append(score)
+            key = (group, score.benchmark, score.target, score.block, score.pooling)
+            groups.setdefault(key, []).append(score)
     rows = []
-    for (group, target, _, _), members in groups.items():
+    for (group, _, target, _, _), members in groups.items():
         if len(members) < 2:
             continue
         per_unit = {
@@ -252,159 +365,109 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
     return rows
 
 
-def _subset(
-    run: Run, dataset: Dataset, targets: Sequence[Target], limit_key: str
-) -> tuple[np.ndarray, dict[str, list[Fold]]]:
-    """Example indices that some fold of the targets uses, ascending, and the folds among them.
-
-    At most `evaluate.<limit_key>` examples, drawn at random (0: all). Raises `InputError` if they
-    are too few for some fold.
-    """
-    limit = run.config["evaluate"][limit_key]
-    stored = {target.name: dataset.folds(target.name) for target in targets}
-    parts = [
-        part
-        for folds in stored.values()
-        for fold in folds
-        for part in (fold.train, fold.validation, fold.test)
-    ]
-    rows = np.unique(np.concatenate(parts))
-    if limit and len(rows) > limit:
-        rng = np.random.default_rng(run.config["seed"])
-        rows = np.sort(rng.choice(rows, limit, replace=False))
-    folds = {name: restrict(target_folds, rows) for name, target_folds in stored.items()}
-    metadata = dataset.metadata.iloc[rows]
-    for target in targets:
-        for whole, fold in zip(stored[target.name], folds[target.name], strict=True):
-            classes = dataset.metadata[target.column].iloc[whole.train].astype(str).unique()
-            try:
-                check_classes(metadata, fold, target, classes)
-                if not (len(fold.validation) and len(fold.test)):
-                    raise InputError(f"target {target.name!r}: a part of {fold.name!r} is empty")
-            except InputError as error:
-                raise InputError(f"evaluate.{limit_key}: {limit} is too few: {error}") from None
-    return rows, folds
-
-
-def check_config(run: Run) -> None:
-    """What is wrong with the settings whatever the data are. Raises `InputError`."""
-    settings = run.config["evaluate"]
-    for key, least in (
-        ("untrained_seeds", 0), ("blocks", 1), ("batch_size", 1), ("max_examples", 0),
-        ("probe_examples", 0),
-    ):  # fmt: skip
-        if settings[key] < least:
-            raise InputError(f"evaluate.{key}: {settings[key]}, expected at least {least}")
-    n_data = run.mesh.shape["data"]
-    if settings["batch_size"] % n_data:
-        raise InputError(
-            f"evaluate.batch_size: {settings['batch_size']} is no multiple of the {n_data} devices "
-            "of the data axis"
-        )
-    encoders = [run.encoder]
-    if settings["resnet18"]:
-        encoders.append(random_resnet18(run))
-    for encoder in encoders:
-        chosen_poolings(settings, encoder)
-    _strengths(settings)
-    floor_ids(settings["floors"])
-    if not 0 < settings["delta"] < 1:
-        raise InputError(f"evaluate.delta: {settings['delta']}, expected between 0 and 1")
-
-
-def check_settings(run: Run, dataset: Dataset) -> None:
-    """What of the settings does not fit the data, before hours are spent on the training.
-
-    Raises `InputError`. `check_config` has told the rest, before the data were prepared.
-    """
-    if not dataset.declaration.targets:
-        raise InputError(
-            f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
-            "plates and wells are too few for training, validation and test units"
-        )
-    floors = Floors(run.channels, run.encoder.block_widths[-1])
-    for name in own_floors(run.config["evaluate"]):
-        floors.check(name)
-    _subset(run, dataset, dataset.declaration.targets, "max_examples")
-
-
 def _overlap(folds: Sequence[Fold]) -> float:
     return train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
 
 
-def plans(run: Run, dataset: Dataset) -> dict[str, Plan]:
+def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
+    """Scores the encoder on the primary target as it is at a step of the training.
+
+    A small subset and one layer: a curve to watch, beside the results and never in their place.
+    """
+    target = dataset.declaration.targets[0]
+    rows, restricted = subset(run.config, dataset, [target], "probe_examples")
+    folds = restricted[target.name]
+    benchmark = find_benchmarks("linear", {"strengths": PROBE_STRENGTHS})[0]
+    batch_size = -(-run.config["evaluate"]["batch_size"] // run.mesh.shape["data"])
+
+    def probe(step: int, state: TrainState) -> list[dict[str, Any]]:
+        variables = {"params": state.params["encoder"], "stats": state.objective["stats"]}
+        representation = EncoderRepresentation(
+            "probe", "trained", run.encoder, variables, blocks=1, poolings=("mean",)
+        )
+        path = workdir / "features" / ".probe.h5ad"
+        path.unlink(missing_ok=True)
+        table = feature_table(
+            path,
+            lambda: representation,
+            dataset,
+            rows,
+            identity={"step": step},
+            crop_px=run.config["data"]["crop_px"],
+            batch_size=batch_size * run.mesh.shape["data"],
+            mesh=run.mesh,
+            provenance={},
+        )
+        scores = benchmark.scores(
+            table,
+            folds,
+            target,
+            representation="probe",
+            kind="trained",
+            seed=run.config["seed"],
+            exposure="",
+            settings={},
+            permute_labels_seed=None,
+        )
+        path.unlink()
+        score = scores[-1]
+        entry = {
+            "target": target.name,
+            "metric": score.metric,
+            "value": score.value,
+            "chance": score.chance,
+            "layer": "final/mean",
+            "n_images": len(rows),
+        }
+        return [{"step": step, "probe": entry}]
+
+    return probe
+
+
+def plans(evaluation: Evaluation, dataset: Dataset) -> dict[str, Plan]:
     """What the verdicts of each biological target can say, from units, folds and floors alone."""
+    settings = evaluation.settings
     targets = [target for target in dataset.declaration.targets if not target.nuisance]
+    n_encoders = max(1, sum(one.held_out is None for one in evaluation.trained))
+    family = len(targets) * len(chosen_benchmarks(settings)) * n_encoders
     found = {}
     for target in targets:
         folds = dataset.folds(target.name)
         tested = dataset.metadata.iloc[np.concatenate([fold.test for fold in folds])]
+        _, counts = np.unique(unit_names(tested, target.unit).astype(str), return_counts=True)
+        # Two shares of right answers near one half, correlated 0.5, over the rows of a unit.
+        sampling = 0.25 * float(np.mean(1 / counts))
         found[target.name] = plan(
-            len(np.unique(unit_names(tested, target.unit).astype(str))),
-            floors=len(floor_ids(run.config["evaluate"]["floors"])),
-            family=len(targets),
-            delta=run.config["evaluate"]["delta"],
+            len(counts),
+            sd=math.sqrt(UNIT_SD**2 + sampling),
+            floors=len(floor_ids(settings["floors"])),
+            family=family,
+            delta=settings["delta"],
             overlap=_overlap(folds),
         )
     return found
 
 
-def _table(
-    run: Run, dataset: Dataset, rows: np.ndarray, candidate: Candidate, folder: Path
-) -> FeatureTable:
-    """The candidate's feature table, from disk if it is there and was made of the same things."""
-    path = folder / f"{candidate.name}.h5ad"
-    provenance = {
-        "bioimg_jax": bioimg_jax.__version__,
-        "representation": candidate.name,
-        "kind": candidate.kind,
-        "seed": candidate.seed,
-        "data": dataset.content_hash,
-        "rows": hashlib.sha256(rows.tobytes()).hexdigest(),
-        "config": json.loads(json.dumps(run.config)),
-        **candidate.settings,
+def print_plan(evaluation: Evaluation, dataset: Dataset) -> None:
+    print("verdicts that the design can reach:")
+    for name, found in plans(evaluation, dataset).items():
+        print(f"  {name}: {found.sentence(evaluation.settings['delta'])}")
+
+
+def _encoder_row(one: Trained) -> dict[str, Any]:
+    """What a trained encoder is and what it has seen."""
+    meta = one.saved.meta
+    return {
+        "name": one.name,
+        "kind": "trained",
+        "seed": meta["seed"],
+        "step": one.saved.step,
+        "images_seen": one.saved.step * meta["batch_size"],
+        "checkpoint": str(one.saved.directory),
+        "encoder": meta["encoder"],
+        "objective": meta["objective"],
+        "trained_on": meta["data"],
     }
-    if path.exists():
-        try:
-            table = read_table(path)
-        except InputError:
-            table = None  # damaged: made again
-        if table is not None and table.provenance == provenance:
-            return table
-    return _extract(run, dataset, rows, candidate.make(), path, provenance)
-
-
-def _extract(
-    run: Run,
-    dataset: Dataset,
-    rows: np.ndarray,
-    representation: Representation,
-    path: Path,
-    provenance: dict[str, Any],
-) -> FeatureTable:
-    settings, mesh = run.config["evaluate"], run.mesh
-
-    def batches() -> Iterator[dict[str, Any]]:
-        stream = evaluation_batches(
-            dataset,
-            rows,
-            batch_size=settings["batch_size"],
-            crop_px=run.config["data"]["crop_px"],
-        )
-        for batch in stream:
-            yield {**batch, "image": meshes.to_global({"image": batch["image"]}, mesh)["image"]}
-
-    layers = representation.layers
-    write_table(
-        path,
-        dataset.metadata.iloc[rows].reset_index(drop=True),
-        layers,
-        next(reversed(layers)),
-        stream_features(representation, batches()),
-        provenance,
-        dtype=representation.dtype,
-    )
-    return read_table(path)
 
 
 def _about(
@@ -435,69 +498,156 @@ def _with_verdicts(
     scores: Sequence[Score], audits: Mapping[str, Any], verdicts: Sequence[Verdict]
 ) -> list[Score]:
     """A verdict stands in the row of the layer that validation chose, an audit's in every row."""
-    words = {(verdict.benchmark, verdict.encoder): verdict.word for verdict in verdicts}
-    last = {(score.target, score.representation): score for score in scores}  # the chosen one
+    words = {(v.benchmark, v.target, v.encoder): v.word for v in verdicts}
+    # The chosen one is the last of its representation.
+    last = {(s.benchmark, s.target, s.representation): s for s in scores}
     return [
         dataclasses.replace(
             score,
             verdict=words[key]
-            if (key := (score.target, score.representation)) in words and last[key] is score
+            if (key := (score.benchmark, score.target, score.representation)) in words
+            and last[key] is score
             else audits[score.target]["verdict"],
         )
         for score in scores
     ]
 
 
-def _write_examples(run: Run, dataset: Dataset, workdir: Path) -> None:
+def _write_examples(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> None:
     """Pictures of what the objective makes of a few images, if it makes pictures."""
-    reconstruct = getattr(run.objective, "reconstruct", None)
-    if reconstruct is None:
+    one = next(iter(evaluation.trained), None)
+    reconstruct = getattr(one.objective, "reconstruct", None) if one is not None else None
+    if one is None or reconstruct is None:
         return
     primary = dataset.folds(dataset.declaration.targets[0].name)[0].test
     chosen = primary[np.linspace(0, len(primary) - 1, EXAMPLES_SHOWN).astype(int)]
     stream = evaluation_batches(
-        dataset, chosen, batch_size=EXAMPLES_SHOWN, crop_px=run.config["data"]["crop_px"]
+        dataset, chosen, batch_size=EXAMPLES_SHOWN, crop_px=evaluation.crop_px
     )
-    state = saved_state(run, workdir, run.config["train"]["steps"])
+    params, state = one.restore(one.saved, evaluation.mesh)
     batch = {"image": jnp.asarray(next(stream)["image"])}
-    inputs = run.objective.views(batch, jax.random.key(run.config["seed"]))
-    pictures = jax.jit(reconstruct)(state.params, state.objective, inputs)
+    inputs = one.objective.views(batch, jax.random.key(evaluation.config["seed"]))
+    pictures = jax.jit(reconstruct)(params, state, inputs)
     temporary = workdir / "examples.tmp.npz"
     arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
     np.savez_compressed(temporary, **arrays)
     os.replace(temporary, workdir / "examples.npz")
 
 
-def _strengths(settings: Config) -> tuple[float, ...]:
-    try:
-        strengths = tuple(float(part) for part in settings["strengths"].split(","))
-    except ValueError:
-        raise InputError(
-            f"evaluate.strengths: {settings['strengths']!r}, expected numbers with commas between"
-        ) from None
-    if not all(strength > 0 for strength in strengths):
-        raise InputError(f"evaluate.strengths: {settings['strengths']!r}, expected all above zero")
-    return strengths
+def about_run(
+    evaluation: Evaluation, *, command: str, start: float, kind: str, **more: Any
+) -> dict[str, Any]:
+    """The "run" section of the results; `start`: `time.time()` when it began."""
+    return {
+        "kind": kind,
+        "command": command,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
+        "wall_s": round(time.time() - start, 1),
+        "seed": evaluation.config["seed"],
+        "devices": f"{evaluation.mesh.size} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        **more,
+    }
+
+
+def publish(workdir: Path, run: Mapping[str, Any], results: dict[str, Any]) -> None:
+    """Writes results.json, results.csv and report.html, and prints the short table."""
+    from bioimg_jax.report import write_csv, write_report
+
+    results = {
+        "schema_version": results.pop("schema_version"),
+        "bioimg_jax": bioimg_jax.__version__,
+        "run": run,
+        **results,
+    }
+    command_line.write_json(workdir / RESULTS, results)
+    write_csv(workdir)
+    report = write_report(workdir)
+    print(summary(results))
+    print(f"\nreport: {report}")
 
 
 def summary(results: Mapping[str, Any]) -> str:
     """The short table a run ends with: the layer chosen on validation, every target."""
     lines = []
-    for target in results["targets"]:
-        rows = headline_rows(results["scores"], target["name"])
-        note = "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
-        lines.append(
-            f"\n{target['name']}: {rows[0]['metric']}, {target['n_classes']} classes, "
-            f"chance {rows[0]['chance']:.3f}" + (f" ({note})" if note else "")
-        )
-        for row in rows:
-            interval = row["interval"]
-            shown = "no interval" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
-            spread = row["settings"].get("seed_sd")
-            seeds = "" if spread is None else f"  sd over seeds {spread:.3f}"
-            lines.append(f"  {row['representation']:<24} {row['value']:.3f}  {shown}{seeds}")
-        for verdict in results["verdicts"]:
-            if verdict["benchmark"] == target["name"] and not target["nuisance"]:
-                word = verdict["word"] or "no verdict"
-                lines.append(f"  verdict on {verdict['encoder']}: {word} - {verdict['why']}")
+    for benchmark in results["benchmarks"]:
+        for target in results["targets"]:
+            rows = headline_rows(results["scores"], target["name"], benchmark)
+            note = "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
+            lines.append(
+                f"\n{target['name']}, {benchmark}: {rows[0]['metric']}, {target['n_classes']} "
+                f"classes, chance {rows[0]['chance']:.3f}" + (f" ({note})" if note else "")
+            )
+            for row in rows:
+                interval = row["interval"]
+                shown = (
+                    "no interval" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+                )
+                spread = row["settings"].get("seed_sd")
+                seeds = "" if spread is None else f"  sd over seeds {spread:.3f}"
+                lines.append(f"  {row['representation']:<24} {row['value']:.3f}  {shown}{seeds}")
+            for verdict in results["verdicts"]:
+                key = (verdict["benchmark"], verdict["target"])
+                if key == (benchmark, target["name"]) and not target["nuisance"]:
+                    word = verdict["word"] or "no verdict"
+                    lines.append(f"  verdict on {verdict['encoder']}: {word} - {verdict['why']}")
     return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line `arguments` (program name first); returns the exit status."""
+    if command_line.asks_for_help(arguments):
+        print(HELP)
+        return 0
+    return command_line.guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    config, given = command_line.parse(arguments, {"checkpoint": [], "workdir": "", "plan": False})
+    if "evaluate" not in config:
+        raise InputError("--config: this file has no section 'evaluate'")
+    if not (given["checkpoint"] or "encoder" in config):
+        raise InputError("--checkpoint=PATH is missing; for example --checkpoint=runs/mae_cells")
+    if not (given["workdir"] or given["plan"]):
+        raise InputError("--workdir=DIR is missing: where tables and results are kept")
+    settle_cpu()
+    start = time.time()
+    saved = [open_checkpoint(path) for path in given["checkpoint"]]
+    build_evaluation(config, None, saved)  # what is wrong without the data is told first
+    dataset = prepared(config["data"])
+    evaluation = build_evaluation(config, dataset.declaration.channels, saved)
+    check_settings(evaluation, dataset)
+    if given["plan"]:
+        print_plan(evaluation, dataset)
+        return
+    workdir = Path(given["workdir"])
+    if (workdir / "checkpoints").exists():
+        raise InputError(f"--workdir={workdir} is a training's; choose another one")
+    with command_line.locked(workdir):
+        checkpoints = [str(one.saved.directory) for one in evaluation.trained]
+        record = {**config, "content_hash": dataset.content_hash, "checkpoints": checkpoints}
+        command_line.write_json(workdir / "config.json", record)
+        results = evaluate(evaluation, dataset, workdir)
+        command = shlex.join(["python", "-m", "bioimg_jax.evaluate", *arguments[1:]])
+        publish(
+            workdir,
+            about_run(evaluation, command=command, start=start, kind="evaluation"),
+            results,
+        )
+
+
+def prepared(data: Config) -> Dataset:
+    """The data set of a config's "data" section, prepared now unless it is there."""
+    directory = prepare(
+        name=data["name"],
+        config=data["config"],
+        source=data["source"],
+        out=data["out"],
+        options=command_line.options(data["options"]),
+        on_bad_image=data["on_bad_image"],
+    )
+    return open_dataset(directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -20,7 +20,7 @@ from bioimg_jax.checkpoint import Checkpoints
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.pipeline import train_batches
 from bioimg_jax.data.splits import Fold
-from bioimg_jax.errors import InputError
+from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.logbook import Logbook, plain
 from bioimg_jax.mesh import Mesh
 from bioimg_jax.models import Encoder, build_encoder
@@ -29,10 +29,6 @@ from bioimg_jax.train_state import StateFactory, TrainState, step_key
 
 Config = Mapping[str, Any]
 Probe = Callable[[int, TrainState], list[dict[str, Any]]]  # logbook entries at a step
-
-
-class Preempted(Exception):
-    """A signal asked the run to stop; what is done is saved."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,12 +44,21 @@ class Run:
     schedule: optimizers.Schedule
     states: StateFactory
 
-    def meta(self) -> dict[str, Any]:
-        """What a checkpoint's parameters belong to."""
+    def meta(self, dataset: Dataset, hold_out: Fold | None = None) -> dict[str, Any]:
+        """What a checkpoint's parameters belong to, and what they have seen."""
         return {
             "encoder": self.encoder.config,
             "objective": dict(self.config["objective"]),
             "channels": list(self.channels),
+            "seed": self.config["seed"],
+            "crop_px": self.config["data"]["crop_px"],
+            "steps": self.config["train"]["steps"],
+            "batch_size": self.config["train"]["batch_size"],
+            "data": {
+                "name": dataset.declaration.name,
+                "content_hash": dataset.content_hash,
+                "hold_out": None if hold_out is None else hold_out.name,
+            },
         }
 
 
@@ -185,7 +190,7 @@ def train(
     settings = run.config["train"]
     steps, log_every = settings["steps"], settings["log_every_steps"]
     logbook = Logbook(workdir / "logbook.jsonl")
-    checkpoints = Checkpoints(workdir / "checkpoints", run.meta())
+    checkpoints = Checkpoints(workdir / "checkpoints", run.meta(dataset, hold_out))
     try:
         state = checkpoints.restore_latest(run.states.abstract)
         if state is None:

@@ -8,6 +8,8 @@
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
+from configs import common
+
 
 def get_config() -> ml_collections.ConfigDict:
     crop_px = FieldReference(64)
@@ -15,17 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "name": "mae_cells",
             "seed": 0,
-            "data": {
-                "name": "synthetic_cells",  # a folder of datasets/
-                "config": "",  # one of the builder's configs; "" for its first
-                "source": "",  # folder of the upstream files; "" for generated data
-                "out": "prepared",  # where prepared data sets are kept and found again
-                "options": "",  # of the builder: "key=value,key=value"
-                "on_bad_image": "stop",  # or "skip": list them in bad_images.csv and go on
-                "crop_px": crop_px,
-                "flips": True,
-                "rotations": True,
-            },
+            "data": common.data(crop_px=crop_px, flips=True, rotations=True),
             "encoder": {
                 "name": "vit",
                 "variant": "",  # Ti, S, B or L instead of the three sizes below
@@ -65,20 +57,13 @@ def get_config() -> ml_collections.ConfigDict:
                 "probe_every_steps": 500,  # the primary target's score on the way; 0: never
             },
             "mesh": {"devices": 0, "model": 1, "fsdp": False},  # devices 0: all
-            "evaluate": {
-                "untrained_seeds": 3,  # other random initialisations of the encoder
-                "resnet18": True,  # a randomly initialised ResNet-18
-                "blocks": 2,  # depths to probe, the last one included
-                "poolings": "cls,mean",
-                "strengths": "1e-1,1e-2,1e-3,1e-4,1e-5",  # lambda of the linear probe
-                # What a score is held against, listed before the run: benchmarks/ladder.py.
-                "floors": "chance,pixels,twin,selected",
-                "delta": 0.03,  # differences below it are "the same"
-                "batch_size": 256,
-                "max_examples": 0,  # probed at most, drawn at random; 0: all
-                "probe_examples": 2000,  # the same for the score on the way
-                "inductive": True,  # where pre-training sees test images: one fold without them
-                "permute_labels": False,  # a check: every score must come out at chance
-            },
+            # A smaller search than configs/common.py, so that the whole run takes minutes.
+            "evaluate": common.evaluation(
+                untrained_seeds=3,
+                blocks=2,
+                strengths="1e-1,1e-2,1e-3,1e-4,1e-5",
+                probe_examples=2000,  # probed for the score on the way
+                inductive=True,  # where pre-training sees test images: one fold without them
+            ),
         }
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bioimg_jax.candidates import build_evaluation, own_floors
+from bioimg_jax.evaluate import chosen_benchmarks
 from bioimg_jax.models import build_encoder
 from bioimg_jax.train import build_run
 
@@ -21,8 +23,8 @@ DOORS = {
     "orbax": ("bioimg_jax/checkpoint.py",),
     "grain": ("bioimg_jax/data/",),
     "tensorflow_datasets": ("bioimg_jax/data/", "bioimg_jax/prepare.py", "datasets/"),
-    "ml_collections": ("bioimg_jax/main.py", "configs/"),
-    "absl": ("bioimg_jax/main.py",),
+    "ml_collections": ("bioimg_jax/command_line.py", "configs/"),
+    "absl": ("bioimg_jax/command_line.py",),
     "sklearn": ("bioimg_jax/probes/", "bioimg_jax/benchmarks/", "bioimg_jax/statistics/"),
     "skimage": ("bioimg_jax/representations/",),
     "anndata": ("bioimg_jax/features/", "datasets/"),
@@ -87,10 +89,18 @@ def test_models_bring_neither_data_nor_report_libraries(module: str) -> None:
     assert not loaded & unwanted
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_is_built(path: Path) -> None:
     config = runpy.run_path(str(path))["get_config"]().to_dict()
     assert config["name"] == path.stem
-    run = build_run({**config, "mesh": {"devices": 1, "model": 1, "fsdp": False}}, CHANNELS)
-    assert run.states.abstract.params["encoder"]
-    assert run.encoder.config == build_encoder(run.encoder.config).config
+    config["mesh"] = {"devices": 1, "model": 1, "fsdp": False}
+    if "train" in config:
+        run = build_run(config, CHANNELS)
+        assert run.states.abstract.params["encoder"]
+        assert run.encoder.config == build_encoder(run.encoder.config).config
+    crop = config["data"]["crop_px"] or 64
+    evaluation = build_evaluation({**config, "data": {**config["data"], "crop_px": crop}}, CHANNELS)
+    assert own_floors(evaluation).names and chosen_benchmarks(evaluation.settings)

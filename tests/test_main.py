@@ -16,7 +16,7 @@ import pytest
 
 from bioimg_jax.features.table import read_table
 from bioimg_jax.logbook import Logbook, read_logbook
-from bioimg_jax.main import _options, main, parse
+from bioimg_jax.main import main
 from tests import readme, tiny
 
 
@@ -93,7 +93,7 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
 
 def check_rows(results: dict, *, inductive: bool) -> None:
     """Every representation has a row on every target, and every row its fields."""
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     needed = {
         "benchmark", "target", "split", "metric", "representation", "kind", "block", "pooling",
         "seed", "value", "per_unit", "interval", "n_units", "exposure", "search_budget", "settings",
@@ -115,7 +115,7 @@ def check_rows(results: dict, *, inductive: bool) -> None:
     assert all(row["settings"]["content_hash"] for row in results["scores"])
     names = {row["representation"] for row in results["scores"]}
     assert ("mae_vit_inductive" in names) == inductive
-    judged = {verdict["benchmark"]: verdict for verdict in results["verdicts"]}
+    judged = {verdict["target"]: verdict for verdict in results["verdicts"]}
     assert set(judged) == {target["name"] for target in results["targets"]}
     for target in results["targets"]:
         verdict = judged[target["name"]]
@@ -233,7 +233,7 @@ def test_dry_run_tells_and_writes_nothing(
         ("--config.evaluate.floors=pixels,pixels", "evaluate.floors: 'pixels,pixels', expected"),
         ("--config.evaluate.floors=pixel,twin", "evaluate.floors: 'pixel', expected some of"),
         ("--config.evaluate.delta=0", "evaluate.delta: 0.0, expected between 0 and 1"),
-        ("--config.evaluate.blocks=0", "evaluate.blocks: 0, expected at least 1"),
+        ("--config.evaluate.blocks=-1", "evaluate.blocks: -1, expected at least 0"),
         ("--config.evaluate.max_examples=9", "evaluate.max_examples: 9 is too few: class"),
         ("--config.evaluate.probe_examples=9", "evaluate.probe_examples: 9 is too few: class"),
         ("--config.data.crop_px=96", "data.crop_px: an image of 64 x 64 px has no crop of 96"),
@@ -352,15 +352,6 @@ def test_a_broken_checkpoint_is_one_line_in_the_evaluation(
             path.write_bytes(b"")
     message = refused(capsys, tiny.arguments(prepared_cells, workdir, train__steps=4))
     assert f"checkpoint {workdir / 'checkpoints' / '0'} cannot be read" in message
-
-
-def test_options_may_hold_lists_and_values_may_stand_apart() -> None:
-    assert _options("channels=Mito,DNA, crop_px=32") == {"channels": "Mito,DNA", "crop_px": "32"}
-    config, workdir, dry_run = parse(
-        ["main", f"--config={tiny.CONFIG}", "--config.train.steps", "7", "--dry_run"]
-    )
-    assert config["train"]["steps"] == 7 and dry_run
-    assert workdir == Path("runs/mae_cells-synthetic_cells-seed0")
 
 
 def test_help_is_given(capsys: pytest.CaptureFixture) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from bioimg_jax import mesh as meshes
 from bioimg_jax import train as training
-from bioimg_jax.checkpoint import Checkpoints
+from bioimg_jax.checkpoint import Checkpoints, open_checkpoint
 from bioimg_jax.data.dataset import Dataset, open_dataset
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
@@ -109,11 +109,10 @@ def worker(config: dict, dataset: Dataset, workdir: Path) -> subprocess.Popen:
 
 
 def parameters(config: dict, workdir: Path) -> Any:
-    run = build_run(config, CHANNELS)
-    checkpoints = Checkpoints(workdir / "checkpoints", run.meta())
-    params = checkpoints.restore_params(config["train"]["steps"], run.states.abstract.params)
-    checkpoints.close()
-    return params
+    abstract = build_run(config, CHANNELS).states.abstract
+    saved = open_checkpoint(workdir)
+    assert saved.step == config["train"]["steps"]
+    return saved.restore(abstract.params, abstract.objective)[0]
 
 
 def test_resume_is_bit_identical_after_five_kills(dataset: Dataset, tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_a_machine_that_refuses_is_not_taken_for_a_broken_checkpoint(
 ) -> None:
     run = build_run(tiny.config(train__steps=4), CHANNELS)
     train(run, dataset, tmp_path)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", run.meta())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", run.meta(dataset))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise refusal
@@ -185,7 +184,7 @@ def test_a_machine_that_refuses_is_not_taken_for_a_broken_checkpoint(
 def test_a_checkpoint_is_read_by_other_devices(dataset: Dataset, tmp_path: Path) -> None:
     train(build_run(tiny.config(mesh__devices=4, mesh__fsdp=True), CHANNELS), dataset, tmp_path)
     run = build_run(tiny.config(mesh__devices=8, mesh__fsdp=True), CHANNELS)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", run.meta())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", run.meta(dataset))
     state = checkpoints.restore(12, run.states.abstract)
     checkpoints.close()
     kernel = state.params["encoder"]["blocks"]["stack"]["up"]["kernel"]

@@ -21,7 +21,7 @@ from bioimg_jax.probes.linear import STRENGTHS, fit_linear
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import METRICS, unit_metric
 
-BENCHMARK = "classification"
+BENCHMARK = "linear"
 MAX_PERMUTATIONS = 100
 
 
@@ -110,6 +110,12 @@ def classification_scores(
     return scores
 
 
+def check_target(target: Target) -> None:
+    """`InputError` for a metric that is not computed inside a unit."""
+    if target.metric not in METRICS:
+        raise InputError(f"target {target.name!r}: metric {target.metric!r} is none of {METRICS}")
+
+
 def split_text(target: Target, n_folds: int) -> str:
     """The split in words, as results and the report show it."""
     unit = "/".join(target.unit)
@@ -133,10 +139,7 @@ class _Task:
     def of(
         cls, table: FeatureTable, folds: Sequence[Fold], target: Target, permute_seed: int | None
     ) -> "_Task":
-        if target.metric not in METRICS:
-            raise InputError(
-                f"target {target.name!r}: metric {target.metric!r} is none of {METRICS}"
-            )
+        check_target(target)
         used = np.unique(
             np.concatenate([p for f in folds for p in (f.train, f.validation, f.test)])
         )

@@ -36,37 +36,70 @@ def cases(
     *,
     delta: float,
     overlap: Mapping[str, float],
+    omitted: Mapping[str, str] | None = None,
 ) -> list[Case]:
-    """One case for each target and each encoder that was trained or imported, on all its units.
+    """One case for each benchmark, target and encoder that was trained or imported.
+
+    Training seeds of one recipe (`settings["group"]`) are one case, each judged on all units.
 
     Args:
       targets: "name", "nuisance" and "audit" (`statistics.audit.audit`) of each.
       overlap: of each target's cross-validation folds (`intervals.train_overlap`), else 0.
+      omitted: floors of the list that cannot apply, with the reason.
     """
+    omitted = dict(omitted or {})
     found = []
-    for target in targets:
-        mine = _chosen([score for score in scores if score.target == target["name"]])
-        for encoder in mine:
-            if encoder.kind not in ("trained", "imported") or "held_out" in encoder.settings:
-                continue
-            audited = target["audit"]
-            found.append(
-                Case(
-                    benchmark=target["name"],
-                    encoder=encoder.representation,
-                    values=[encoder.per_unit],
-                    floors={floor: _floor(floor, encoder, mine) for floor in floors},
-                    higher_is_better=encoder.higher_is_better,
-                    confounded=audited["reason"] if audited["verdict"] else "",
-                    metadata=audited["per_unit"] or None,
-                    nuisance=target["nuisance"],
-                    delta=delta,
-                    ceiling=encoder.ceiling,
-                    overlap=overlap[target["name"]],
-                    rows=encoder.unit_rows or None,
-                )
+    for benchmark in dict.fromkeys(score.benchmark for score in scores):
+        for target in targets:
+            mine = _chosen(
+                [s for s in scores if (s.benchmark, s.target) == (benchmark, target["name"])]
             )
+            for name, encoders in _judged(mine).items():
+                audited, first = target["audit"], encoders[0]
+                found.append(
+                    Case(
+                        benchmark=benchmark,
+                        target=target["name"],
+                        encoder=name,
+                        values=[encoder.per_unit for encoder in encoders],
+                        floors={
+                            floor: _floor(floor, encoders, mine)
+                            for floor in floors
+                            if floor not in omitted
+                        },
+                        omitted={k: v for k, v in omitted.items() if k in floors},
+                        higher_is_better=first.higher_is_better,
+                        confounded=audited["reason"] if audited["verdict"] else "",
+                        metadata=audited["per_unit"] or None,
+                        nuisance=target["nuisance"],
+                        delta=delta,
+                        ceiling=first.ceiling,
+                        overlap=overlap[target["name"]],
+                        rows=first.unit_rows or None,
+                    )
+                )
     return found
+
+
+def _judged(scores: Sequence[Score]) -> dict[str, list[Score]]:
+    """Name -> its seeds, of everything that was trained or imported and scored on all units."""
+    found: dict[str, list[Score]] = {}
+    for score in scores:
+        judged = score.kind in ("trained", "imported") and score.seed is not None
+        if judged and "held_out" not in score.settings:
+            name = score.settings.get("group") or score.representation
+            found.setdefault(name, []).append(score)
+    return found
+
+
+def selected_member(
+    scores: Sequence[Score], benchmark: str, target: str, encoder: str
+) -> str | None:
+    """Which member of the untrained family is the floor "selected" of an encoder's benchmark."""
+    mine = _chosen([s for s in scores if (s.benchmark, s.target) == (benchmark, target)])
+    encoders = _judged(mine).get(encoder, [])
+    member = _selected(encoders, mine)
+    return None if member is None else member.representation
 
 
 def _chosen(scores: Sequence[Score]) -> list[Score]:
@@ -79,19 +112,41 @@ def _chosen(scores: Sequence[Score]) -> list[Score]:
     return list(by_name.values())
 
 
-def _floor(floor: str, encoder: Score, scores: Sequence[Score]) -> Mapping[str, float] | None:
-    """The floor's values on the encoder's units; None if it has not been run."""
+def _floor(
+    floor: str, encoders: Sequence[Score], scores: Sequence[Score]
+) -> Mapping[str, float] | None:
+    """The floor's values on the encoder's units, seeds averaged; None if it has not been run."""
+    first = encoders[0]
     if floor == CHANCE:
-        return None if encoder.chance is None else dict.fromkeys(encoder.per_unit, encoder.chance)
-    untrained = [s for s in scores if s.kind == "untrained" and s.seed is not None]
-    twins = [s for s in untrained if s.representation == f"{encoder.representation}_step0"]
+        return None if first.chance is None else dict.fromkeys(first.per_unit, first.chance)
     if floor == TWIN:
-        return twins[0].per_unit if twins else None
+        twins = _twins(encoders, scores)
+        if len(twins) < len(encoders):
+            return None
+        return {u: float(np.mean([t.per_unit[u] for t in twins])) for u in first.per_unit}
     if floor == FAMILY:
-        family = [s for s in untrained if s not in twins]
-        return max(family, key=_on_validation).per_unit if family else None
+        member = _selected(encoders, scores)
+        return None if member is None else member.per_unit
     named = [s for s in scores if s.representation == floor]
     return named[0].per_unit if named else None
+
+
+def _twins(encoders: Sequence[Score], scores: Sequence[Score]) -> list[Score]:
+    names = {f"{encoder.representation}_step0" for encoder in encoders}
+    return [s for s in scores if s.representation in names]
+
+
+def _selected(encoders: Sequence[Score], scores: Sequence[Score]) -> Score | None:
+    twins = {twin.representation for twin in _twins(encoders, scores)}
+    family = [
+        s
+        for s in scores
+        if s.kind == "untrained"
+        and s.seed is not None
+        and s.representation not in twins
+        and s.settings.get("folds")  # what validation said; a user's benchmark may not tell
+    ]
+    return max(family, key=_on_validation) if family else None
 
 
 def _on_validation(score: Score) -> float:

@@ -50,16 +50,24 @@ class Score:
         row["interval"] = None if self.interval is None else list(self.interval)
         return row
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Score":
+        """The score that `to_row` made this of."""
+        interval = row["interval"]
+        return cls(**{**row, "interval": None if interval is None else tuple(interval)})
 
-def headline_rows(rows: Iterable[Mapping[str, Any]], target: str) -> list[Mapping[str, Any]]:
-    """Of `Score.to_row` rows one a representation: what tables and charts of a target show.
+
+def headline_rows(
+    rows: Iterable[Mapping[str, Any]], target: str, benchmark: str
+) -> list[Mapping[str, Any]]:
+    """Of `Score.to_row` rows one a representation: what tables and charts show.
 
     The layer chosen on validation units, or the last one where there was nothing to choose; the
     average of a group of seeds in place of its members.
     """
     by_representation: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["target"] == target:
+        if (row["target"], row["benchmark"]) == (target, benchmark):
             by_representation.setdefault(row["representation"], []).append(row)
     averaged = {name for name, rows in by_representation.items() if rows[-1]["seed"] is None}
     return [

@@ -18,10 +18,13 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bioimg_jax.errors import InputError
 
 CHUNK_BYTES = 1 << 18
+PARQUET_BYTES = 1 << 26  # of a block of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,44 @@ def write_table(
         os.replace(unfinished, path)
     except OSError as error:
         raise InputError(f"{path}: cannot write the feature table ({error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+    return path
+
+
+def write_parquet(table: FeatureTable, path: str | os.PathLike, layer: str) -> Path:
+    """One layer as Parquet: `Metadata_` columns, then float32 features "layer:i".
+
+    This is what pycytominer and copairs read. Streamed: a block of rows is in memory at a time.
+    Raises `InputError` for a layer that is not there, or a disk that does not take the file.
+    """
+    path = Path(path)
+    if layer not in table.widths:
+        raise InputError(f"--layer={layer}: no such layer; there are {', '.join(table.widths)}")
+    width = table.widths[layer]
+    names = [f"{layer}:{i}" for i in range(width)]
+    metadata = table.obs.add_prefix("Metadata_").reset_index(drop=True)
+    for column in metadata.select_dtypes("category"):
+        metadata[column] = metadata[column].astype(object)
+    block = max(1, PARQUET_BYTES // (4 * width))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        schema = pa.Schema.from_pandas(metadata, preserve_index=False)
+        schema = pa.schema([*schema, *((name, pa.float32()) for name in names)])
+        with (
+            h5py.File(table.path, "r") as file,
+            pq.ParquetWriter(unfinished, schema) as writer,
+        ):
+            features = file[_key(layer, table.default)]
+            for first in range(0, len(metadata), block):
+                rows = slice(first, first + block)
+                part = pd.DataFrame(features[rows].astype(np.float32), columns=names)
+                part = pd.concat([metadata[rows].reset_index(drop=True), part], axis=1)
+                writer.write_table(pa.Table.from_pandas(part, schema, preserve_index=False))
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the features ({error})") from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()

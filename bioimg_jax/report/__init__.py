@@ -1,5 +1,6 @@
-"""The report of a run: one HTML page that stands on its own."""
+"""The HTML page and the table of a run, made from the files in its work directory."""
 
 from bioimg_jax.report.page import write_report
+from bioimg_jax.report.scores_csv import write_csv
 
-__all__ = ["write_report"]
+__all__ = ["write_csv", "write_report"]

@@ -14,7 +14,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KIND_ORDER = (
     "trained",
     "imported",
@@ -108,10 +108,12 @@ def _pictures(path: Path, channels: list[str]) -> str:
 def _target(target: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     scores = results["scores"]
     mine = [row for row in scores if row["target"] == target["name"]]
-    shown = headline_rows(scores, target["name"])  # all layers and seeds are in a table below
+    shown = headline_rows(
+        scores, target["name"], results["benchmarks"][0]
+    )  # all layers and seeds are in a table below
     shown.sort(key=lambda row: (_order(row["kind"]), row["representation"]))
     chart = figures.as_data_uri(figures.target_chart(shown)) if shown else ""
-    verdicts = [v for v in results["verdicts"] if v["benchmark"] == target["name"]]
+    verdicts = [v for v in results["verdicts"] if v["target"] == target["name"]]
     return {"about": target, "shown": shown, "all": mine, "chart": chart, "verdicts": verdicts}
 
 
@@ -121,15 +123,15 @@ def _order(kind: str) -> int:
 
 def _summary(results: Mapping[str, Any]) -> list[str]:
     """The outcome in sentences, without a word the statistics do not carry."""
-    run = results["run"]
     sentences = [
-        f"An encoder was trained on {run['images_seen']:,} crops "
-        f"(drawn from {results['data']['n_pretraining']:,} images, no labels) and then frozen."
+        f"{one['name']} was trained on {one['images_seen']:,} crops of {one['trained_on']['name']} "
+        "(no labels) and then frozen."
+        for one in results["encoders"]
     ]
     for target in results["targets"]:
         if target["nuisance"]:
             continue
-        rows = headline_rows(results["scores"], target["name"])
+        rows = headline_rows(results["scores"], target["name"], results["benchmarks"][0])
         trained = next((r for r in rows if r["kind"] == "trained"), None)
         twin = next((r for r in rows if r["representation"].endswith("_step0")), None)
         if trained is None or twin is None:
@@ -140,7 +142,7 @@ def _summary(results: Mapping[str, Any]) -> list[str]:
             f"({trained['metric'].replace('_', ' ')})"
         )
         for verdict in results["verdicts"]:
-            if (verdict["benchmark"], verdict["encoder"]) == (
+            if (verdict["target"], verdict["encoder"]) == (
                 target["name"], trained["representation"],
             ):  # fmt: skip
                 sentence += f" – {verdict['word'] or 'no verdict'}: {verdict['why']}"

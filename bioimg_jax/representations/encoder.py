@@ -24,7 +24,7 @@ class EncoderRepresentation:
     Args:
       variables: {"params", "stats"}; `encoder.init(key)` for an untrained one. Normalisation
         statistics are used as they are and never estimated on the images at hand.
-      blocks: how many depths, the last one included.
+      blocks: how many depths, the last one included; 0 for all.
       poolings: a subset of `encoder.pooled_keys`; None for all.
       epsilon: of the self-standardisation of each image and channel.
     """
@@ -47,22 +47,28 @@ class EncoderRepresentation:
         self._variables = variables
         poolings = tuple(encoder.pooled_keys if poolings is None else poolings)
         depths = evenly_spaced(len(encoder.block_widths), blocks)
-        self.layers = {
-            f"{_block_name(depth, len(encoder.block_widths))}/{pooling}": (
-                encoder.block_widths[depth] * (2 if pooling == "mean_std" else 1)
-            )
-            for depth in depths
-            for pooling in poolings
-        }
+        self.layers = layers_of(encoder, blocks, poolings)
         self._extract = _extractor(encoder, depths, poolings, epsilon)
 
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         return self._extract(self._variables, batch["image"])
 
 
+def layers_of(encoder: "Encoder", blocks: int, poolings: Sequence[str]) -> dict[str, int]:
+    """Layer name -> width, as `EncoderRepresentation.layers`, without any weights."""
+    depth = len(encoder.block_widths)
+    return {
+        f"{_block_name(position, depth)}/{pooling}": (
+            encoder.block_widths[position] * (2 if pooling == "mean_std" else 1)
+        )
+        for position in evenly_spaced(depth, blocks)
+        for pooling in poolings
+    }
+
+
 def evenly_spaced(depth: int, blocks: int) -> tuple[int, ...]:
-    """Positions of `blocks` of `depth` blocks, evenly spaced and ending with the last one."""
-    blocks = min(depth, blocks)
+    """Positions of `blocks` of `depth` blocks (0: all), evenly spaced, ending with the last one."""
+    blocks = min(depth, blocks or depth)
     return tuple(-(-(i + 1) * depth // blocks) - 1 for i in range(blocks))
 
 

@@ -1,31 +1,49 @@
-"""The floors that need no encoder, by the name that a config's `evaluate.floors` gives them."""
+"""The representations that need no encoder, by name: floors, and whatever a user's file adds."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from bioimg_jax.errors import InputError
+from bioimg_jax.extensions import check_name, digest, load_build
 from bioimg_jax.representations.aggregation_noise import AggregationNoiseRepresentation
 from bioimg_jax.representations.combined import CombinedRepresentation
 from bioimg_jax.representations.layout import LayoutRepresentation
 from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter
 from bioimg_jax.representations.pixels import PixelRepresentation
 from bioimg_jax.representations.random_projection import RandomProjectionRepresentation
-from bioimg_jax.representations.representation import Representation
+from bioimg_jax.representations.representation import KINDS, Representation
 from bioimg_jax.representations.texture import TextureBankRepresentation
 
 DNA = ("DNA", "DAPI", "Hoechst")
 RGB = ("R", "G", "B")
+SEGMENTED = ("nuclei", "layout", "combined")
+KEY = "evaluate.representations"
 
 
 class Floors:
     """Representations of images with these channels, made when their names are called.
 
-    width: of the encoder, which the random ones share. Nuclei and layout share one segmentation.
+    Args:
+      width: of the encoder, which the random ones share. Nuclei and layout share one segmentation.
+      names: those that the config wants, floors first; a repeated one counts once.
+      files: Python files with a function `build(channels, width) -> Representation`.
+
+    Raises:
+      InputError: for a name without a representation, or a file that does not give one.
     """
 
-    def __init__(self, channels: Sequence[str], width: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[str],
+        width: int,
+        names: Sequence[str] = (),
+        files: Sequence[Path] = (),
+    ) -> None:
         self._channels = tuple(channels)
+        self._width = width
         self._segmenter: Segmenter | None = None
-        self._makers: Mapping[str, Callable[[], Representation]] = {
+        self._makers: dict[str, Callable[[], Representation]] = {
             "pixels": lambda: PixelRepresentation(self._channels),
             "nuclei": lambda: NucleiRepresentation(self._segmented()),
             "layout": lambda: LayoutRepresentation(self._segmented()),
@@ -36,31 +54,59 @@ class Floors:
             "random_projection": lambda: RandomProjectionRepresentation(width),
             "aggregation_noise": lambda: AggregationNoiseRepresentation(width),
         }
-
-    def check(self, name: str) -> None:
-        """`InputError` for a name without a floor, and for one that these channels cannot have."""
-        if name not in self._makers:
-            raise InputError(
-                f"evaluate.floors: {name!r}, expected some of chance, twin, selected, "
-                f"{', '.join(self._makers)}"
+        self._files: dict[str, Path] = {}
+        for path in files:
+            self._add(path)
+        names = tuple(dict.fromkeys([*names, *self._files]))
+        for name in names:
+            if name not in self._makers:
+                raise InputError(
+                    f"evaluate.floors: {name!r}, expected some of chance, twin, selected, "
+                    f"{', '.join(self._makers)}"
+                )
+        # A floor that these images cannot have is left out, and every verdict says so.
+        self.omitted: dict[str, str] = {}
+        if "any" not in self._channels and self._stain() is None:
+            reason = (
+                f"nuclei are segmented in a channel called {', '.join(DNA)}, or in R,G,B; the data "
+                f"set has {', '.join(self._channels)}"
             )
-        if name in ("nuclei", "layout", "combined"):
-            self._segmented()
+            self.omitted = {name: reason for name in names if name in SEGMENTED}
+        self.names = tuple(name for name in names if name not in self.omitted)
 
     def make(self, name: str) -> Representation:
         return self._makers[name]()
 
+    def identity(self, name: str) -> Mapping[str, Any]:
+        """What its features depend on besides the images, as plain JSON."""
+        identity = {
+            "representation": name, "channels": list(self._channels), "width": self._width,
+        }  # fmt: skip
+        return identity | ({"file": digest(self._files[name])} if name in self._files else {})
+
+    def _add(self, path: Path) -> None:
+        representation = load_build(path, KEY)(self._channels, self._width)
+        name, kind = representation.name, representation.kind
+        check_name(name, {*self._makers, "chance", "twin", "selected"}, f"{KEY}: {path}")
+        if kind not in KINDS:
+            raise InputError(f"{KEY}: {path}: kind {kind!r}, expected one of {', '.join(KINDS)}")
+        self._files[name] = path
+        self._makers[name] = lambda: representation
+
+    def _stain(self) -> str | None:
+        """The channel to segment, "haematoxylin" of RGB images, None where there is nothing."""
+        if self._channels == RGB:
+            return "haematoxylin"
+        return next((name for name in self._channels if name in DNA), None)
+
     def _segmented(self) -> Segmenter:
         if self._segmenter is None:
-            if self._channels == RGB:
-                self._segmenter = Segmenter(self._channels, "haematoxylin")
-            else:
-                dna = next((name for name in self._channels if name in DNA), None)
-                if dna is None:
-                    raise InputError(
-                        f"evaluate.floors: nuclei are segmented in a channel called "
-                        f"{', '.join(DNA)}, or in R,G,B; the data set has "
-                        f"{', '.join(self._channels)}"
-                    )
-                self._segmenter = Segmenter(self._channels, dna_channel=dna)
+            stain = self._stain()
+            if stain is None:
+                raise ValueError("no channel to segment: see `omitted`")
+            self._segmenter = (
+                Segmenter(self._channels, "haematoxylin")
+                if stain == "haematoxylin"
+                else Segmenter(self._channels, dna_channel=stain)
+            )
         return self._segmenter

@@ -4,8 +4,14 @@ from bioimg_jax.benchmarks.score import headline_rows
 
 
 def row(representation: str, block: str, seed: int | None = 0, **settings: str) -> dict:
-    return {"target": "t", "representation": representation, "block": block, "seed": seed,
-            "settings": settings}  # fmt: skip
+    return {
+        "benchmark": "b",
+        "target": "t",
+        "representation": representation,
+        "block": block,
+        "seed": seed,
+        "settings": settings,
+    }
 
 
 def test_the_selected_layer_or_the_last_and_averages_for_their_members() -> None:
@@ -22,8 +28,9 @@ def test_the_selected_layer_or_the_last_and_averages_for_their_members() -> None
         row("random", "final", None, group="random"),
         row("random", "selected", None, group="random"),
         {**row("mae", "selected"), "target": "other"},
+        {**row("mae", "selected"), "benchmark": "other"},
     ]
-    shown = [(r["representation"], r["block"]) for r in headline_rows(rows, "t")]
+    shown = [(r["representation"], r["block"]) for r in headline_rows(rows, "t", "b")]
     assert shown == [
         ("mae", "selected"), ("pixels", "pixels"), ("single", "final"), ("alone_1", "selected"),
         ("random", "selected"),

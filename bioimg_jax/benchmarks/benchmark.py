@@ -1,0 +1,46 @@
+"""The contract every benchmark keeps, and the way from a config's names to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold
+from bioimg_jax.features.table import FeatureTable
+
+
+class Benchmark(Protocol):
+    """A way to score a feature table on a target's folds."""
+
+    @property
+    def name(self) -> str:
+        """Goes into `Score.benchmark`: "linear"."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its scores depend on besides table, folds and target, as plain JSON."""
+
+    @property
+    def fits(self) -> int:
+        """Probe fits for one layer and fold."""
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        """About how many floating-point operations one layer of this width takes in the fold."""
+
+    def check(self, target: Target) -> None:
+        """`InputError` for a target that lacks what the benchmark needs."""
+
+    def scores(
+        self,
+        table: FeatureTable,
+        folds: Sequence[Fold],
+        target: Target,
+        *,
+        representation: str,
+        kind: str,
+        seed: int,
+        exposure: str,
+        settings: Mapping[str, Any],
+        permute_labels_seed: int | None,
+    ) -> list[Score]:
+        """One score a layer and, where there are several, one for the layer validation chose."""

@@ -1,0 +1,92 @@
+"""Images and a representation in, a feature table out.
+
+    python -m bioimg_jax.embed --config=configs/eval_cells.py --checkpoint=WORKDIR --out=FILE.h5ad
+
+The table is an AnnData file, or with `--out=NAME.parquet` a Parquet file with `Metadata_` columns
+as pycytominer and copairs read it.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bioimg_jax import command_line
+from bioimg_jax.candidates import (
+    Candidate,
+    Evaluation,
+    build_evaluation,
+    candidates,
+    own_floors,
+)
+from bioimg_jax.checkpoint import open_checkpoint
+from bioimg_jax.data.dataset import Dataset
+from bioimg_jax.errors import InputError
+from bioimg_jax.evaluate import prepared, table_of
+from bioimg_jax.features.table import write_parquet
+from bioimg_jax.mesh import settle_cpu
+
+FORMATS = (".h5ad", ".parquet")
+HELP = f"""{__doc__}
+--checkpoint=PATH      a work directory of a training, or its checkpoints/STEP
+--representation=NAME  instead of the trained encoder: pixels, nuclei, layout, NAME_step0 ... or a
+                       Python file with a function build(channels, width)
+--layer=NAME           of a Parquet file; the last block's by default
+--config.KEY=VALUE     changes a key of the config file, which explains them
+--out=FILE             .h5ad (all layers) or .parquet (one layer)"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line `arguments` (program name first); returns the exit status."""
+    if command_line.asks_for_help(arguments):
+        print(HELP)
+        return 0
+    return command_line.guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    config, given = command_line.parse(
+        arguments, {"checkpoint": "", "representation": "", "layer": "", "out": ""}
+    )
+    out, wanted = Path(given["out"]), given["representation"]
+    if out.suffix not in FORMATS:
+        raise InputError(
+            f"--out={given['out']}: expected a name that ends in {' or '.join(FORMATS)}"
+        )
+    if not (given["checkpoint"] or wanted):
+        raise InputError("--checkpoint=PATH or --representation=NAME is missing: embed by what?")
+    settle_cpu()
+    saved = [open_checkpoint(given["checkpoint"])] if given["checkpoint"] else []
+    dataset = prepared(config["data"])
+    evaluation = build_evaluation(config, dataset.declaration.channels, saved)
+    dataset.check_crop(evaluation.crop_px)
+    candidate = _find(evaluation, dataset, wanted)
+    path = out if out.suffix == ".h5ad" else out.with_suffix(".unfinished.h5ad")
+    table = table_of(evaluation, dataset, np.arange(len(dataset)), candidate, path)
+    if path != out:
+        write_parquet(table, out, given["layer"] or table.default)
+        path.unlink()
+    print(f"{len(dataset):,} images x {candidate.name}: {', '.join(table.widths)}", file=sys.stderr)
+    print(out)
+
+
+def _find(evaluation: Evaluation, dataset: Dataset, wanted: str) -> Candidate:
+    """The candidate of a name, the trained one by default; it need not be in the config."""
+    found = {one.name: one for one in candidates(evaluation, dataset)}
+    if not wanted:
+        return next(iter(found.values()))
+    if wanted in found:
+        return found[wanted]
+    settings = {**evaluation.settings, "representations": wanted}
+    alone = dataclasses.replace(evaluation, config={**evaluation.config, "evaluate": settings})
+    floors = own_floors(alone)
+    if floors.omitted:
+        raise InputError(f"--representation={wanted}: {next(iter(floors.omitted.values()))}")
+    name = floors.names[-1]
+    return next(one for one in candidates(alone, dataset) if one.name == name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
