@@ -31,6 +31,15 @@ SHAPES = ("normal", "t3", "exponential", "mirrored exponential")
 FAMILY = 8
 MEMBERS = 100  # of the untrained family in the selection scenario
 SEEDS = 3
+GUARDS = """\
+From 20 units on the p-values of "below" and "same" are also at least those of Hall's transformed t.
+A sample shows too little of a long tail, and of many tied floors the least mean is of a sample that
+lacks its tail and so shows no skewness at all: t and bootstrap alone called exponential effects
+"below" in 0.06 of runs with 20 floors and 20 units. The skewness that is guarded against is the
+greater of the floor's own (twice its own in "same") and the mean over all floors, which share the
+encoder's unit effects. Intervals are without it: one may exclude 0 where the verdict is "cannot
+tell". The price is power where effects are skewed or have long tails ("power: below" above); for
+normal ones there is next to none."""
 FAR = 0.2  # how far the floors lie that are not the nearest
 
 
@@ -62,7 +71,7 @@ class Engine:
     def covers(self, paired: Paired, gain: float) -> np.ndarray:
         # A limit lies beyond the gain exactly where the test of that gain is significant.
         low = verdict.p_above(paired, gain) >= ALPHA
-        return low & (verdict.p_below(paired, gain) >= ALPHA)
+        return low & (verdict.p_below(paired, gain, guard=None) >= ALPHA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +193,12 @@ def _power(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
         same = rule.same(_paired(draw(rng, sets, 5, g, "normal")))
         place = f"{g} units, 5 tied floors, gain 0"
         yield Check("power: same", same.mean(), sets, bound, "at least", place)
+    # What the guard against skewness leaves of "below".
+    shapes = (("normal", 0.05), ("t3", 0.05), ("exponential", 0.05), ("exponential", 0.1))
+    for k, (shape, gain) in itertools.product((5, 20), shapes):
+        below = rule.below(_paired(draw(rng, sets, k, 20, shape) - gain))
+        place = f"20 units, {k} tied floors, {shape}, gain {-gain:+g}"
+        yield Check("power: below", below.mean(), sets, 0.0, "shown", place)
 
 
 def _families(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
@@ -319,6 +334,7 @@ def page(checks: list[Check], seconds: float, sets: int) -> str:
     for check in checks:
         if check.kind == "shown" and _worth_showing(check):
             lines.append(f"| {check.what} | {check.rate:.3f} | {check.where} |")
+    lines += ["", "## More careful than asked", "", GUARDS]
     if broken:
         lines += ["", "## Not kept", "", "| what | bound | rate | where |", "|---|---|---|---|"]
         lines += [f"| {c.what} | {c.kind} {c.bound:g} | {c.rate:.3f} | {c.where} |" for c in broken]
@@ -326,8 +342,10 @@ def page(checks: list[Check], seconds: float, sets: int) -> str:
 
 
 def _worth_showing(check: Check) -> bool:
-    return "exponential" not in check.where or (
-        check.what in ("coverage", "false above") and ", equal" in check.where
+    return (
+        "exponential" not in check.where
+        or check.what == "power: below"
+        or (check.what in ("coverage", "false above") and ", equal" in check.where)
     )
 
 

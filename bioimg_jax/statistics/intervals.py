@@ -1,4 +1,4 @@
-"""Confidence intervals of a mean over units of independence."""
+"""Confidence intervals of a mean over units of independence, and of a ratio of two."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 MIN_UNITS = 4  # below it there is no interval: verdicts say "cannot tell"
+CLEAR = 3.0  # standard errors that a denominator must be above zero
 
 
 def t_interval(
@@ -37,6 +38,49 @@ def t_interval(
     error = math.sqrt(values.var(ddof=1) / g * (1.0 + train_overlap))
     half = float(stats.t.ppf(0.5 + confidence / 2, g - 1)) * error
     return float(values.mean()) - half, float(values.mean()) + half
+
+
+def ratio_interval(
+    numerator: Sequence[float] | np.ndarray,
+    denominator: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    train_overlap: float = 0.0,
+    numerator_error: float | None = None,
+    df: float | None = None,
+) -> tuple[float, tuple[float, float]] | None:
+    """Fieller's interval of a ratio of two means over the same units.
+
+    The values ρ that the t test of "mean(numerator - ρ denominator) is 0" does not refuse (Fieller,
+    Journal of the Royal Statistical Society B 16, 1954). Exact for normal units; not symmetric.
+
+    Args:
+      numerator, denominator: one number a unit [g].
+      confidence: two-sided.
+      train_overlap: as for `t_interval`, on both variances and the covariance.
+      numerator_error: the standard error of the numerator's mean where more than the units adds to
+        it (training seeds, say); with `df`, its degrees of freedom in place of g - 1.
+
+    Returns:
+      (ratio of the means, (low, high)). None for fewer than `MIN_UNITS` units, and where the
+      denominator's mean is not above `CLEAR` of its standard errors, or not above t of them: then
+      the interval has no end.
+    """
+    pairs = np.stack([np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)])
+    g = pairs.shape[1]
+    if g < MIN_UNITS:
+        return None
+    (top, common), (_, bottom) = np.cov(pairs) / g * (1.0 + train_overlap)
+    if numerator_error is not None:
+        top = numerator_error**2
+    over, under = pairs.mean(axis=1)
+    t = float(stats.t.ppf(0.5 + confidence / 2, g - 1 if df is None else df))
+    if under <= max(CLEAR, t) * math.sqrt(bottom):
+        return None
+    # (over - ρ under)² = t² (top - 2 ρ common + ρ² bottom), a quadratic in ρ.
+    a, b, c = under**2 - t**2 * bottom, over * under - t**2 * common, over**2 - t**2 * top
+    half = math.sqrt(max(b**2 - a * c, 0.0))
+    return float(over / under), (float((b - half) / a), float((b + half) / a))
 
 
 def train_overlap(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> float:

@@ -6,6 +6,8 @@ on the bootstrap and the guard against skewness make the real tests a little mor
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -62,8 +64,8 @@ def plan(
     if n_units >= MIN_UNITS:
         error = sd * math.sqrt((1 + overlap) / n_units)
         detectable = (
-            _detectable(n_units, ALPHA) * error,
-            _detectable(n_units, ALPHA / family) * error,
+            float(_detectable(n_units, ALPHA) * error),
+            float(_detectable(n_units, ALPHA / family) * error),
         )
     return Plan(
         n_units=n_units,
@@ -71,6 +73,52 @@ def plan(
         power_same=_power_same(n_units, floors, delta, sd, overlap),
         units_same=_units_same(floors, delta, sd, overlap),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What `plan` needs to know of one target on one benchmark; arguments as there."""
+
+    target: str
+    benchmark: str
+    n_units: int
+    floors: int
+    delta: float = DELTA
+    sd: float = UNIT_SD
+    overlap: float = 0.0
+
+
+def plan_table(designs: Sequence[Design], *, encoders: int = 1) -> list[dict[str, Any]]:
+    """The plan of a run, one row a design, as JSON takes it.
+
+    Every encoder is tested on every design: their product is Holm's family. Rows have "target",
+    "benchmark", "n_units", "detectable_alone" and "detectable_family" (None where no gain can be
+    detected), "power_same", "units_same" (None above `MAX_UNITS`) and "sentence".
+    """
+    rows = []
+    for design in designs:
+        found = plan(
+            design.n_units,
+            floors=design.floors,
+            family=len(designs) * encoders,
+            delta=design.delta,
+            sd=design.sd,
+            overlap=design.overlap,
+        )
+        alone, family = found.detectable or (None, None)
+        rows.append(
+            {
+                "target": design.target,
+                "benchmark": design.benchmark,
+                "n_units": design.n_units,
+                "detectable_alone": alone,
+                "detectable_family": family,
+                "power_same": found.power_same,
+                "units_same": found.units_same,
+                "sentence": found.sentence(design.delta),
+            }
+        )
+    return rows
 
 
 def _detectable(n_units: int, alpha: float) -> float:

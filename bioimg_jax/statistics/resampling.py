@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
+from bioimg_jax.statistics.intervals import MIN_UNITS
+
 BOOTSTRAP_UNITS = 20
 SIGN_FLIP_UNITS = 20  # 2^20 sign patterns are still listed one by one
 DECISIVE = 0.05  # no verdict rests on a larger p
@@ -35,9 +37,9 @@ class Paired:
     n_train of cross-validation folds with common training rows (Nadeau & Bengio, Machine Learning
     52, 2003, equation 9), `seed_variance` [...] the variance of a mean over training seeds,
     s_seeds²/S with S - 1 = `seed_df` degrees of freedom; the sum has Satterthwaite's. With
-    `resamples` 0 there is no bootstrap, whatever the number of units. With `skewness` f > 0 and
-    from `BOOTSTRAP_UNITS` units on, each p is also at least that of Hall's transformed t
-    (Hall, Journal of the Royal Statistical Society B 54, 1992), given f times the sample skewness:
+    `resamples` 0 there is no bootstrap, whatever the number of units. With a `skewness` [...] to
+    guard against and from `BOOTSTRAP_UNITS` units on, each p is also at least that of Hall's
+    transformed t (Hall, Journal of the Royal Statistical Society B 54, 1992), given that skewness:
     a sample shows too little of a long tail, and neither t nor the bootstrap knows the rest.
 
     Where the differences are `constant` there is no t. `bounds` [...] then says how far the mean
@@ -49,7 +51,7 @@ class Paired:
     error: np.ndarray
     df: np.ndarray
     resamples: int
-    skewness: float = 0.0
+    skewness: np.ndarray | None = None
     bounds: np.ndarray | None = None
 
     @classmethod
@@ -80,6 +82,13 @@ class Paired:
         scale = np.abs(self.differences).max(axis=-1)
         return np.ptp(self.differences, axis=-1) <= 1e-9 * np.maximum(scale, 1e-3)
 
+    @property
+    def sample_skewness(self) -> np.ndarray:
+        """Third standardised moment [...] of the differences; 0 where they are constant."""
+        centred = self.differences - self.mean[..., None]
+        sd = np.where(self.constant, np.inf, np.sqrt((centred**2).mean(axis=-1)))
+        return (centred**3).mean(axis=-1) / sd**3
+
     def p_greater(self, null: float | np.ndarray = 0.0, needed: Needed | None = None) -> np.ndarray:
         """One-sided p [...] of "the mean is at most `null`"; small where it is greater.
 
@@ -105,8 +114,10 @@ class Paired:
         constant = self.constant
         pivot = np.divide(distance, self.error, out=np.zeros_like(distance), where=~constant)
         p = np.asarray(stats.t.sf(pivot, self.df))
-        if self.skewness and self.differences.shape[-1] >= BOOTSTRAP_UNITS:
-            p = np.maximum(p, stats.t.sf(self._transformed(pivot, sign), self.df))
+        g = self.differences.shape[-1]
+        if self.skewness is not None and g >= BOOTSTRAP_UNITS:
+            transformed = _hall(pivot, sign * self.skewness / math.sqrt(g))
+            p = np.maximum(p, stats.t.sf(transformed, self.df))
         if self.bounds is not None:
             p = np.where(constant, np.where(distance > self.bounds, 0.0, 1.0), p)
         if not self._bootstrapped:
@@ -118,16 +129,6 @@ class Paired:
             tail = (1 + (drawn >= pivots[part]).sum(axis=0)) / (1 + self.resamples)
             flat[part] = np.maximum(flat[part], tail)
         return flat.reshape(p.shape)
-
-    def _transformed(self, pivot: np.ndarray, sign: float) -> np.ndarray:
-        """Hall's monotone cubic of t: ((1 + a t / 3)³ - 1) / a + a / 6, a = skewness / √g."""
-        g = self.differences.shape[-1]
-        centred = self.differences - self.mean[..., None]
-        sd = np.sqrt((centred**2).mean(axis=-1))
-        sample = (centred**3).mean(axis=-1) / np.where(self.constant, 1.0, sd) ** 3
-        a = sign * self.skewness * sample / np.sqrt(g)
-        a = np.where(np.abs(a) > 1e-6, a, 1e-6)
-        return ((1 + a * pivot / 3) ** 3 - 1) / a + a / 6
 
     def _reach(self, confidence: float, sign: float) -> np.ndarray:
         """How far a limit lies from the mean [...]."""
@@ -149,6 +150,12 @@ class Paired:
 
     def _rows(self) -> np.ndarray:
         return self.differences.reshape(-1, self.differences.shape[-1])
+
+
+def _hall(t: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Hall's monotone cubic of t: ((1 + a t / 3)³ - 1) / a + a / 6, with a = skewness / √g."""
+    a = np.where(np.abs(a) > 1e-6, a, 1e-6)
+    return ((1 + a * t / 3) ** 3 - 1) / a + a / 6
 
 
 def bootstrap_pivots(differences: np.ndarray, resamples: int) -> np.ndarray:
@@ -208,3 +215,63 @@ def pseudo_values(metric: Callable[[Sequence[int]], float], units: int) -> np.nd
     whole = metric(everyone)
     without = [metric(rest) for rest in itertools.combinations(everyone, units - 1)][::-1]
     return units * whole - (units - 1) * np.asarray(without)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryInterval:
+    """A retrieval score and its interval over queries, for a gallery that stays as it is.
+
+    value: mean over all queries; interval: 95 %, None for fewer than `intervals.MIN_UNITS` units or
+    units without any variance. It decides nothing: the gallery is a sample too, and only
+    `pseudo_values`, which leave a unit out of it as well, know about that.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+    n_queries: int
+    n_units: int
+    kind: str = "shown only: units of queries redrawn, gallery fixed"
+
+
+def query_interval(
+    values: Sequence[float] | np.ndarray, units: Sequence[str] | np.ndarray, *, resamples: int
+) -> QueryInterval:
+    """`QueryInterval` of per-query values [n] whose queries belong to units [n].
+
+    Whole units of queries are redrawn; their values, computed against the whole gallery, stay. The
+    mean over queries is a ratio of two sums over units, with its linearised standard error
+    (Cochran, Sampling Techniques, 1977, chapter 6), and the interval is the studentised bootstrap's
+    (Efron & Tibshirani 1993, section 12.5): with skewed values of unequal units it covered 0.94 to
+    0.96 from 4 units on, where BCa covered 0.80 at 4 and 0.90 at 12.
+
+    Raises:
+      ValueError: no query, unequal lengths, or a value that is not finite.
+    """
+    each = np.asarray(values, np.float64)
+    if not len(each) or len(each) != len(units):
+        raise ValueError(f"{len(each)} values of queries for {len(units)} units of them")
+    if not np.isfinite(each).all():
+        raise ValueError(f"the value of query {np.argmin(np.isfinite(each))} is not finite")
+    names, position = np.unique(np.asarray(units), return_inverse=True)
+    order = np.lexsort((each, position))  # so that sums do not depend on the order of rows
+    each, position, g = each[order], position[order], len(names)
+    size = np.bincount(position).astype(np.float64)
+    # Centred sums over units: the mean's own deviations, without cancellation.
+    value = float(each.mean())
+    off = np.bincount(position, weights=each - value)
+    shown = QueryInterval(value, None, len(each), g)
+    if g < MIN_UNITS or np.abs(off).max() <= 1e-12 * max(abs(value), 1e-3) * size.max():
+        return shown
+    counts = _resampled_units(g, resamples).astype(np.float64)  # [resamples, g]
+    total = counts @ size
+    mean = counts @ off / total
+    square = counts @ off**2 - 2 * mean * (counts @ (off * size)) + mean**2 * (counts @ size**2)
+    error = np.sqrt(np.maximum(square, 0.0) * g / (g - 1)) / total
+    own = math.sqrt((off**2).sum() * g / (g - 1)) / len(each)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pivots = np.where(error > 1e-4 * own, mean / error, np.sign(mean) * np.inf)
+    low, high = np.quantile(
+        np.nan_to_num(pivots, nan=0.0, posinf=np.inf, neginf=-np.inf), [0.025, 0.975],
+        method="nearest",
+    )  # fmt: skip
+    return dataclasses.replace(shown, interval=(value - high * own, value - low * own))

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bioimg_jax.statistics import verdict
 from bioimg_jax.statistics.calibrate import Check, calibrate, draw, main, page
-from bioimg_jax.statistics.resampling import Paired
+from bioimg_jax.statistics.resampling import Paired, n_resamples
 
 SMALL = {
     "sets": 400,
@@ -82,6 +83,18 @@ def test_a_rule_that_always_abstains_is_caught() -> None:
     assert {check.what for check in found} == {"power: above", "power: same"}
 
 
+def test_the_least_of_many_skewed_means_is_not_taken_for_below() -> None:
+    # 20 tied floors, 20 units: chosen by its low mean, a sample without its tail shows no skewness.
+    d = draw(np.random.default_rng(0), 1_000, 20, 20, "exponential", unequal=True)
+    paired = Paired.of(d, resamples=n_resamples(20, 1))
+    unguarded = verdict.p_below(paired, guard=None) < verdict.ALPHA
+    guarded = verdict.p_below(paired) < verdict.ALPHA
+    assert unguarded.mean() > 0.05 and guarded.mean() < 0.03
+    assert not (guarded & ~unguarded).any()
+    better = Paired.of(d[:200] - 0.2, resamples=n_resamples(20, 1))
+    assert (verdict.p_below(better) < verdict.ALPHA).mean() > 0.95  # and it is found where it is
+
+
 def test_drawn_differences_are_what_they_are_said_to_be() -> None:
     for shape in ("normal", "exponential"):
         d = draw(np.random.default_rng(0), 4_000, 3, 20, shape)
@@ -115,6 +128,7 @@ def test_the_page_tells_what_is_not_kept(tmp_path: Path) -> None:
     ]
     text = page(checks, 60.0, 4_000)
     assert "**1 of 2 hold.**" in text and "## Not kept" in text and "5 units" in text
+    assert "## More careful than asked" in text
 
 
 def test_the_command_refuses_what_it_cannot_do() -> None:

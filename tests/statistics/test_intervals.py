@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bioimg_jax.statistics.intervals import t_interval, train_overlap
+from bioimg_jax.statistics.intervals import ratio_interval, t_interval, train_overlap
 
 
 def test_agrees_with_scipy():
@@ -43,3 +43,68 @@ def test_overlap_of_leave_one_out_folds():
     assert train_overlap(train, list(blocks)) == pytest.approx(5 * 10 / 30)
     assert train_overlap([blocks[0]], [blocks[1]]) == 0.0
     assert train_overlap([blocks[0], blocks[1]], [blocks[2], blocks[3]]) == 0.0
+
+
+def test_fieller_is_the_set_of_ratios_that_a_t_test_does_not_refuse():
+    rng = np.random.default_rng(1)
+    under = rng.normal(0.4, 0.08, 9)
+    over = 0.3 * under + rng.normal(0.02, 0.05, 9)
+    ratio, limits = ratio_interval(over, under)
+    assert ratio == pytest.approx(over.mean() / under.mean())
+    assert limits[0] < ratio < limits[1]
+    for limit in limits:
+        assert stats.ttest_1samp(over - limit * under, 0.0).pvalue == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("units", [4, 6, 20])
+def test_fieller_covers_the_ratio_as_often_as_it_says(units):
+    rng = np.random.default_rng(units)
+    covered = []
+    for _ in range(2_000):
+        floor = rng.normal(0.6, 0.08, units)
+        encoder = floor + rng.normal(0.1, 0.06, units)
+        found = ratio_interval(encoder - floor, 1.0 - floor)  # a quarter of what is left
+        if found is not None:
+            covered.append(found[1][0] <= 0.25 <= found[1][1])
+    assert len(covered) > 1_900
+    assert 0.935 < np.mean(covered) < 0.965
+
+
+def test_fieller_covers_over_folds_with_common_training_rows_only_with_their_overlap():
+    rng = np.random.default_rng(3)
+    g, share = 10, 0.1
+    covered = {0.0: [], g / (g - 1): []}
+    for _ in range(1_500):
+        # Floor and encoder of a fold, each correlated 1 / g between folds.
+        common, own = rng.standard_normal((2, 2, 1)), rng.standard_normal((2, 2, g))
+        effect = np.sqrt(share) * common[0] + np.sqrt(1 - share) * own[0]
+        floor, gain = 0.6 + 0.06 * effect[0], 0.1 + 0.06 * effect[1]
+        for overlap, hits in covered.items():
+            _, (low, high) = ratio_interval(gain, 1.0 - floor, train_overlap=overlap)
+            hits.append(low <= 0.25 <= high)
+    assert np.mean(covered[0.0]) < 0.90
+    assert 0.93 < np.mean(covered[g / (g - 1)]) < 0.98
+
+
+def test_a_ratio_is_given_only_over_a_denominator_clear_of_zero():
+    rng = np.random.default_rng(2)
+    noise = rng.normal(0.0, 1.0, 30)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(30)  # a standard error of 1
+    over = rng.normal(1.0, 1.0, 30)
+    assert ratio_interval(over, noise + 3.1) is not None
+    assert ratio_interval(over, noise + 2.9) is None
+    assert ratio_interval(over, noise - 9.0) is None
+    assert ratio_interval(over[:3], noise[:3] + 99.0) is None
+    few = np.array([0.1, -0.1, 0.1, -0.1])  # t is 3.18 with 3 degrees of freedom
+    assert ratio_interval(few, few + 3.1 * few.std(ddof=1) / 2) is None
+    assert ratio_interval(over, noise + 3.1, df=2) is None
+
+
+def test_what_seeds_add_to_the_numerator_widens_the_ratio():
+    rng = np.random.default_rng(4)
+    over, under = rng.normal(0.1, 0.06, 12), rng.normal(0.4, 0.06, 12)
+    error = over.std(ddof=1) / np.sqrt(12)
+    same = ratio_interval(over, under, numerator_error=error, df=11)
+    assert same[1] == pytest.approx(ratio_interval(over, under)[1])
+    low, high = ratio_interval(over, under, numerator_error=2 * error, df=3)[1]
+    assert low < same[1][0] and high > same[1][1]

@@ -1,9 +1,11 @@
 """What a design can reach, against simulation."""
 
+import json
+
 import numpy as np
 import pytest
 
-from bioimg_jax.statistics.plan import plan
+from bioimg_jax.statistics.plan import Design, plan, plan_table
 from bioimg_jax.statistics.resampling import Paired
 from bioimg_jax.statistics.verdict import ALPHA, p_above, p_same
 
@@ -42,3 +44,22 @@ def test_a_design_says_what_it_can_say() -> None:
     assert "3 units: always cannot tell" in few.sentence()
     text = plan(6, floors=4, family=5).sentence()
     assert text.startswith("6 units: 'above' finds gains from 0.0") and "(in this family)" in text
+
+
+def test_a_run_is_a_table_whose_family_is_all_of_its_tests() -> None:
+    designs = [
+        Design("compound", "linear", 24, floors=4),
+        Design("compound", "knn", 24, floors=4, delta=0.05),
+        Design("patient", "linear", 3, floors=2),
+    ]
+    rows = plan_table(designs, encoders=2)
+    assert json.loads(json.dumps(rows)) == rows
+    assert [(row["target"], row["benchmark"], row["n_units"]) for row in rows] == [
+        ("compound", "linear", 24), ("compound", "knn", 24), ("patient", "linear", 3),
+    ]  # fmt: skip
+    alone = plan(24, floors=4, family=6)
+    assert (rows[0]["detectable_alone"], rows[0]["detectable_family"]) == alone.detectable
+    assert rows[0]["units_same"] == alone.units_same
+    assert rows[0]["detectable_alone"] < rows[0]["detectable_family"]
+    assert rows[0]["power_same"] < rows[1]["power_same"] and "± 0.05" in rows[1]["sentence"]
+    assert rows[2]["detectable_alone"] is None and "always cannot tell" in rows[2]["sentence"]

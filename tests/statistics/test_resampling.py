@@ -8,7 +8,13 @@ import pytest
 from scipy import stats
 
 from bioimg_jax.statistics import resampling
-from bioimg_jax.statistics.resampling import Paired, n_resamples, pseudo_values, sign_flip_p
+from bioimg_jax.statistics.resampling import (
+    Paired,
+    n_resamples,
+    pseudo_values,
+    query_interval,
+    sign_flip_p,
+)
 
 
 def differences(units: int, seed: int = 0, mean: float = 0.02) -> np.ndarray:
@@ -111,12 +117,68 @@ def test_halls_transformation_asks_more_where_a_tail_may_be_missing() -> None:
     rng = np.random.default_rng(2)
     long = rng.exponential(0.06, 20)
     plain = Paired.of(long, resamples=0)
-    guarded = Paired.of(long, resamples=0)
-    guarded = dataclasses.replace(guarded, skewness=1.0)
+    assert float(plain.sample_skewness) == pytest.approx(stats.skew(long))
+    guarded = dataclasses.replace(plain, skewness=plain.sample_skewness)
     null = float(long.mean() + 2 * plain.error)  # the mean seems to lie below it
     assert float(guarded.p_less(null)) > 1.5 * float(plain.p_less(null))
     t, a = -2.0, stats.skew(long) / np.sqrt(20)
     expected = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6  # Hall 1992, written out
     assert float(guarded.p_less(null)) == pytest.approx(stats.t.cdf(expected, 19), rel=1e-6)
-    few = dataclasses.replace(Paired.of(long[:19], resamples=0), skewness=1.0)
+    few = dataclasses.replace(Paired.of(long[:19], resamples=0), skewness=np.array(1.0))
     assert float(few.p_less(null)) == float(Paired.of(long[:19], resamples=0).p_less(null))
+
+
+def queries(rng: np.random.Generator, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """Skewed values of 1 to about 10 queries a unit, of mean 0.25, with effects of units."""
+    sizes = 1 + rng.poisson(4, units)
+    level = np.repeat(rng.beta(1, 3, units), sizes)
+    return rng.beta(4 * level + 0.01, 4 * (1 - level) + 0.03), np.repeat(np.arange(units), sizes)
+
+
+@pytest.mark.parametrize("units", [4, 8, 20])
+def test_query_intervals_cover_and_queries_taken_one_by_one_do_not(units: int) -> None:
+    rng = np.random.default_rng(units)
+    truth = float(np.mean([np.mean(queries(rng, 4_000)[0]) for _ in range(5)]))
+    whole, single = [], []
+    for _ in range(800):
+        values, names = queries(rng, units)
+        for name, hits in ((names, whole), (np.arange(len(values)), single)):
+            low, high = query_interval(values, name, resamples=600).interval or (1.0, 0.0)
+            hits.append(low <= truth <= high)
+    assert np.mean(whole) > 0.93
+    assert np.mean(single) < 0.90
+
+
+def test_query_intervals_agree_with_scipy_where_units_are_many() -> None:
+    rng = np.random.default_rng(1)
+    values, names = queries(rng, 400)
+    sums, sizes = np.bincount(names, weights=values), np.bincount(names)
+
+    def mean(s: np.ndarray, n: np.ndarray, axis: int = -1) -> np.ndarray:
+        return s.sum(axis=axis) / n.sum(axis=axis)
+
+    theirs = stats.bootstrap(
+        (sums, sizes), mean, paired=True, n_resamples=4_000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    mine = query_interval(values, names, resamples=4_000)
+    assert mine.value == pytest.approx(values.mean())
+    assert (mine.n_queries, mine.n_units) == (len(values), 400)
+    assert "shown only" in mine.kind
+    width = theirs.high - theirs.low
+    assert mine.interval == pytest.approx((theirs.low, theirs.high), abs=0.06 * width)
+
+
+def test_query_intervals_are_a_function_of_the_values_of_units_not_of_their_order() -> None:
+    values, names = queries(np.random.default_rng(5), 12)
+    order = np.random.default_rng(6).permutation(len(values))
+    first = query_interval(values, names, resamples=500)
+    assert query_interval(values[order], names[order], resamples=500) == first
+
+
+def test_query_intervals_say_nothing_of_too_few_units_or_of_no_variance() -> None:
+    assert query_interval([0.1, 0.4, 0.2, 0.9], list("aabc"), resamples=100).interval is None
+    assert query_interval([0.3] * 8, list("aabbccdd"), resamples=100).interval is None
+    with pytest.raises(ValueError, match="query 1 is not finite"):
+        query_interval([0.1, np.nan], ["a", "b"], resamples=100)
+    with pytest.raises(ValueError, match="2 values of queries for 1 units"):
+        query_interval([0.1, 0.2], ["a"], resamples=100)

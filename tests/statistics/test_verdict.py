@@ -1,6 +1,7 @@
 """The verdicts, one rule after the other, and which of two wins."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -82,27 +83,50 @@ def test_lower_is_better_turns_everything_round() -> None:
     assert turned.word == "above"
 
 
-# Each case meets both rules of its name; the first of the two must win.
+# In order of precedence: what makes a case meet the rule, whatever else it meets, then the word and
+# a part of the reason by which the verdict is known.
+RULES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "nuisance": ({"nuisance": True}, "", "nuisance column"),
+    "no direction": ({"higher_is_better": None}, "", "no direction"),
+    "confounded": ({"confounded": "compound is the well"}, "confounded", "is the well"),
+    "too few permutations": ({"permutations": 24}, "cannot tell", "24 distinct permutations"),
+    "a missing floor": ({"missing": True}, "", "have not been run: twin"),
+    "saturated": ({"ceiling": 0.5}, "saturated", "the ceiling is"),
+    "same": ({"delta": 0.3, "ceiling": None}, "same", "between ± 0.3"),
+    "below": ({"floors": {"pixels": scores(0.7, 1)}}, "below", "does better"),
+    "above": ({"metadata": scores(0.5, 3)}, "above", "above every floor"),
+    "cannot tell": (
+        {"floors": {"pixels": scores(0.6, 1)}, "delta": 0.001}, "cannot tell", "interval",
+    ),
+}  # fmt: skip
+# Nothing can meet both: the tests that they are made of exclude each other.
+EXCLUSIVE = {("below", "above"), ("same", "cannot tell"), ("below", "cannot tell"),
+             ("above", "cannot tell")}  # fmt: skip
+PAIRS = [pair for pair in itertools.combinations(RULES, 2) if pair not in EXCLUSIVE]
+
+
+def meets(*rules: str) -> Verdict:
+    """The verdict of a case that meets all of these rules."""
+    changes: dict[str, Any] = {}
+    for rule in reversed(rules):  # of two that set the same field, the first has its way
+        changes |= RULES[rule][0]
+    if changes.pop("missing", False):
+        changes["floors"] = {**changes.get("floors", {"pixels": scores(0.5, 1)}), "twin": None}
+    return one(**changes)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_precedence(first: str, second: str) -> None:
+    alone, both = meets(second), meets(first, second)
+    assert alone.word == RULES[second][1] and RULES[second][2] in alone.why
+    assert both.word == RULES[first][1] and RULES[first][2] in both.why
+
+
+# Rules that stand on other evidence than those above; each case meets both of its name.
 PRECEDENCE = {
-    "nuisance before confounded": ({"nuisance": True, "confounded": "well"}, ""),
-    "confounded before cannot tell": (
+    "confounded before too few units": (
         {"confounded": "compound is the well", "values": [scores(0.6, units=3)],
          "floors": {"pixels": scores(0.5, 1, units=3)}}, "confounded",
-    ),
-    "confounded before a missing floor": (
-        {"confounded": "compound is the well", "floors": {"pixels": None}}, "confounded",
-    ),
-    "confounded before saturated": (
-        {"confounded": "compound is the well", "floors": {"pixels": scores(0.99, 1)}},
-        "confounded",
-    ),
-    "confounded before above": ({"confounded": "compound is the well"}, "confounded"),
-    "confounded before below": (
-        {"confounded": "compound is the well", "floors": {"pixels": scores(0.7, 1)}},
-        "confounded",
-    ),
-    "confounded before same": (
-        {"confounded": "x", "floors": {"pixels": scores(0.6, 1)}, "delta": 0.06}, "confounded",
     ),
     "too few units before a missing floor": (
         {"values": [scores(0.6, units=3)], "floors": {"pixels": None}}, "cannot tell",
@@ -111,37 +135,26 @@ PRECEDENCE = {
         {"values": [scores(0.99, units=3)], "floors": {"pixels": scores(0.99, 1, units=3)}},
         "cannot tell",
     ),
-    "too few permutations before above": ({"permutations": 24}, "cannot tell"),
     "zero variance before saturated": (
         {"values": [flat(1.0)], "floors": {"pixels": flat(1.0)}}, "cannot tell",
     ),
-    "a missing floor before saturated": (
-        {"floors": {"pixels": scores(0.99, 1), "twin": None}}, "",
+    "saturated before the metadata": (
+        {"ceiling": 0.5, "metadata": scores(0.62, 3)}, "saturated",
     ),
-    "a missing floor before above": ({"floors": {"pixels": scores(0.5, 1), "twin": None}}, ""),
-    "saturated before same": (
-        {"values": [scores(0.99)], "floors": {"pixels": scores(0.99, 1)}, "delta": 0.06},
-        "saturated",
-    ),
-    "saturated before below": (
-        {"values": [scores(0.7)], "floors": {"pixels": scores(0.99, 1)}}, "saturated",
-    ),
-    "saturated before above": (
-        {"floors": {"pixels": scores(0.5, 1)}, "ceiling": 0.52}, "saturated",
-    ),
-    "same before below": (
-        {"floors": {"pixels": scores(0.63, 1)}, "delta": 0.06}, "same",
-    ),
-    "same before above": ({"floors": {"pixels": scores(0.57, 1)}, "delta": 0.06}, "same"),
-    "confounded by the metadata before above": ({"metadata": scores(0.62, 3)}, "confounded"),
+    "same before the metadata": ({"delta": 0.3, "metadata": scores(0.62, 3)}, "same"),
     "below before the metadata": (
         {"floors": {"pixels": scores(0.7, 1)}, "metadata": scores(0.62, 3)}, "below",
+    ),
+    "confounded by the metadata before above": ({"metadata": scores(0.62, 3)}, "confounded"),
+    "not above, so not confounded by the metadata": (
+        {"floors": {"pixels": scores(0.6, 1)}, "delta": 0.001, "metadata": scores(0.62, 3)},
+        "cannot tell",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRECEDENCE)
-def test_precedence(name: str) -> None:
+def test_precedence_of_other_evidence(name: str) -> None:
     changes, word = PRECEDENCE[name]
     assert one(**changes).word == word
 
@@ -205,6 +218,13 @@ def test_seeds_are_averaged_and_a_method_pays_for_their_spread() -> None:
     assert method.word == "cannot tell" and "these 3 checkpoints" not in method.qualified_by
     assert method.gain == pytest.approx(checkpoints.gain)
     assert "this checkpoint" in one().qualified_by
+    means = [np.mean(list(seed.values())) for seed in seeds]
+    for found in (checkpoints, method):
+        assert found.n_seeds == 3 and found.seed_sd == pytest.approx(np.std(means, ddof=1))
+    assert one().n_seeds == 1 and one().seed_sd is None
+    averaged = {unit: float(np.mean([seed[unit] for seed in seeds])) for unit in UNITS}
+    single = one(values=[averaged], floors=floors)
+    assert (single.gain, single.p_above) == pytest.approx((checkpoints.gain, checkpoints.p_above))
 
 
 def test_row_and_floor_order_change_nothing() -> None:
@@ -213,11 +233,61 @@ def test_row_and_floor_order_change_nothing() -> None:
     first, second = one(), one(values=[mixed], floors=floors)
     assert first.to_row() == {**second.to_row(), "floors": first.floors}
     assert first.floors == second.floors
-    many = {f"u{i:02d}": float(v) for i, v in enumerate(NOISE[4])}
-    floor = {f"u{i:02d}": float(v) - 0.01 for i, v in enumerate(NOISE[5])}
-    a = one(values=[many], floors={"p": floor})
-    b = one(values=[dict(reversed(many.items()))], floors={"p": floor})
-    assert (a.p_above, a.interval) == (b.p_above, b.interval)
+
+
+def test_no_order_changes_a_number_of_a_bootstrapped_family() -> None:
+    units = [f"u{i:02d}" for i in range(40)]
+    drawn = np.random.default_rng(3).exponential(0.06, (8, 40))
+
+    def run(order: list[int], floors: list[int], cases: list[int]) -> dict[str, dict[str, Any]]:
+        def values(row: int) -> dict[str, float]:
+            return {units[i]: float(drawn[row, i]) for i in order}
+
+        found = judge(
+            [
+                case(
+                    encoder=f"mae{i}",
+                    values=[values(i)],
+                    floors={f"floor{j}": values(j) for j in floors},
+                )
+                for i in cases
+            ]
+        )
+        return {verdict.encoder: verdict.to_row() for verdict in found}
+
+    straight = run(list(range(40)), [3, 4, 5, 6, 7], [0, 1, 2])
+    shuffled = np.random.default_rng(4).permutation(40).tolist()
+    assert run(shuffled, [5, 7, 3, 6, 4], [2, 0, 1]) == straight
+
+
+def test_the_gain_is_normalised_by_what_the_nearest_floor_leaves() -> None:
+    found = one(ceiling=0.9)
+    floor = np.array([scores(0.5, 1)[unit] for unit in UNITS])
+    gain = np.array([scores(0.6)[unit] for unit in UNITS]) - floor
+    assert found.normalised is not None and found.nearest == "pixels"
+    assert found.normalised["value"] == pytest.approx(gain.mean() / (0.9 - floor).mean())
+    low, high = found.normalised["interval"]
+    assert low < found.normalised["value"] < high
+    assert stats.ttest_1samp(gain - low * (0.9 - floor), 0.0).pvalue == pytest.approx(0.05)
+    wide = one(ceiling=0.9, overlap=1.25).normalised
+    assert wide is not None and wide["value"] == found.normalised["value"]
+    assert wide["interval"][0] < low and wide["interval"][1] > high
+    turned = one(
+        values=[{unit: 1 - v for unit, v in scores(0.6).items()}],
+        floors={"pixels": {unit: 1 - v for unit, v in scores(0.5, 1).items()}},
+        higher_is_better=False,
+        ceiling=0.1,
+    )
+    assert turned.normalised is not None
+    assert turned.normalised["interval"] == pytest.approx([low, high])
+
+
+def test_no_normalised_gain_without_a_ceiling_clearly_above_the_floor() -> None:
+    assert one(ceiling=None).normalised is None
+    assert one(ceiling=0.505).normalised is None
+    assert one(ceiling=0.4).normalised is None
+    equal = one(values=[flat(0.75)], floors={"pixels": flat(0.5)}, rows=dict.fromkeys(UNITS, 50))
+    assert equal.word == "above" and equal.normalised is None  # no error, no interval
 
 
 def test_what_qualifies_a_verdict_is_said() -> None:
