@@ -52,7 +52,7 @@ from bioimg_jax.prepare import prepare
 from bioimg_jax.representations.encoder import EncoderRepresentation
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
-from bioimg_jax.statistics.plan import Plan, plan
+from bioimg_jax.statistics.plan import Design, plan_table
 from bioimg_jax.statistics.verdict import UNIT_SD, Verdict, judge
 from bioimg_jax.train import Config, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
@@ -166,7 +166,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "floors": list(floors),
         "omitted": omitted,
         "selected": selected,
-        "plan": _plan_rows(evaluation, dataset, benchmarks),
+        "plan": plans(evaluation, dataset),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "scores": [score.to_row() for score in scores],
         **of_images,
@@ -383,26 +383,6 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
     return rows
 
 
-def _plan_rows(
-    evaluation: Evaluation, dataset: Dataset, benchmarks: Sequence[Benchmark]
-) -> list[dict[str, Any]]:
-    delta = evaluation.settings["delta"]
-    return [
-        {
-            "benchmark": benchmark.name,
-            "target": name,
-            "n_units": found.n_units,
-            "detectable_alone": found.detectable and found.detectable[0],
-            "detectable_family": found.detectable and found.detectable[1],
-            "power_same": found.power_same,
-            "units_same": found.units_same,
-            "sentence": found.sentence(delta),
-        }
-        for benchmark in benchmarks
-        for name, found in plans(evaluation, dataset).items()
-    ]
-
-
 def _overlap(folds: Sequence[Fold]) -> float:
     return train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
 
@@ -462,34 +442,42 @@ def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
     return probe
 
 
-def plans(evaluation: Evaluation, dataset: Dataset) -> dict[str, Plan]:
-    """What the verdicts of each biological target can say, from units, folds and floors alone."""
-    settings = evaluation.settings
-    targets = [target for target in dataset.declaration.targets if not target.nuisance]
-    n_encoders = max(1, sum(one.held_out is None for one in evaluation.trained))
-    family = len(targets) * len(chosen_benchmarks(settings)) * n_encoders
-    found = {}
-    for target in targets:
-        folds = dataset.folds(target.name)
-        tested = dataset.metadata.iloc[np.concatenate([fold.test for fold in folds])]
-        _, counts = np.unique(unit_names(tested, target.unit).astype(str), return_counts=True)
-        # Two shares of right answers near one half, correlated 0.5, over the rows of a unit.
-        sampling = 0.25 * float(np.mean(1 / counts))
-        found[target.name] = plan(
-            len(counts),
-            sd=math.sqrt(UNIT_SD**2 + sampling),
-            floors=len(floor_ids(settings["floors"])),
-            family=family,
-            delta=settings["delta"],
-            overlap=_overlap(folds),
-        )
-    return found
+def plans(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
+    """What verdicts on each biological target can say, from units, folds and floors alone.
+
+    Rows of `statistics.plan.plan_table`, one a benchmark and target.
+    """
+    settings, designs = evaluation.settings, []
+    for benchmark in chosen_benchmarks(settings):
+        for target in dataset.declaration.targets:
+            if target.nuisance:
+                continue
+            folds = dataset.folds(target.name)
+            tested = dataset.metadata.iloc[np.concatenate([fold.test for fold in folds])]
+            _, counts = np.unique(unit_names(tested, target.unit).astype(str), return_counts=True)
+            # Two shares of right answers near one half, correlated 0.5, over the rows of a unit.
+            sampling = 0.25 * float(np.mean(1 / counts))
+            designs.append(
+                Design(
+                    target=target.name,
+                    benchmark=benchmark.name,
+                    n_units=len(counts),
+                    floors=len(floor_ids(settings["floors"])),
+                    delta=settings["delta"],
+                    sd=math.sqrt(UNIT_SD**2 + sampling),
+                    overlap=_overlap(folds),
+                )
+            )
+    n_encoders = sum(one.held_out is None for one in evaluation.trained)
+    return plan_table(designs, encoders=max(1, n_encoders))
 
 
 def print_plan(evaluation: Evaluation, dataset: Dataset) -> None:
     print("verdicts that the design can reach:")
-    for name, found in plans(evaluation, dataset).items():
-        print(f"  {name}: {found.sentence(evaluation.settings['delta'])}")
+    several = len(chosen_benchmarks(evaluation.settings)) > 1
+    for row in plans(evaluation, dataset):
+        name = f"{row['target']}, {row['benchmark']}" if several else row["target"]
+        print(f"  {name}: {row['sentence']}")
 
 
 def _encoder_row(one: Trained) -> dict[str, Any]:
