@@ -26,7 +26,7 @@ import bioimg_jax
 from bioimg_jax import command_line, illustrate
 from bioimg_jax.audits import audits
 from bioimg_jax.benchmarks.benchmark import Benchmark
-from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_member
+from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_member, untrained_distribution
 from bioimg_jax.benchmarks.registry import find_benchmarks
 from bioimg_jax.benchmarks.score import Score, headline_rows
 from bioimg_jax.budget import budget
@@ -168,6 +168,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "selected": selected,
         "plan": plans(evaluation, dataset),
         "verdicts": [verdict.to_row() for verdict in verdicts],
+        "untrained": untrained_distribution(scores),
         "scores": [score.to_row() for score in scores],
         **of_images,
     }

@@ -62,7 +62,9 @@ def test_equal_rows_of_two_classes_split_their_votes(tmp_path):
     obs = metadata(treatments=2)
     side = (obs["well"].isin(["W0", "W1"])).to_numpy(np.float32)  # a well of either class on each
     (found,) = Knn(ks=(1,)).scores(
-        table(tmp_path / "t.h5ad", obs, {"side": side[:, None]}), make_folds(obs, COMPOUND), COMPOUND,
+        table(tmp_path / "t.h5ad", obs, {"side": side[:, None]}),
+        make_folds(obs, COMPOUND),
+        COMPOUND,
         **ABOUT,
-    )  # fmt: skip
+    )
     assert set(found.per_unit.values()) == {pytest.approx(0.5)}
