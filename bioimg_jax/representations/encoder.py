@@ -91,7 +91,9 @@ def _extractor(
         extract = functools.partial(_extract, encoder, depths, poolings, epsilon)
         # XLA may keep in float32 what a bfloat16 encoder says is rounded between blocks, where it
         # fuses them. A layer's features would then depend on which other layers are asked for.
-        _compiled[key] = jax.jit(extract, compiler_options={"xla_allow_excess_precision": False})
+        narrow = encoder.config.get("dtype") == "bfloat16"
+        options: dict[str, Any] = {"xla_allow_excess_precision": False} if narrow else {}
+        _compiled[key] = jax.jit(extract, compiler_options=options)
     return _compiled[key]
 
 
