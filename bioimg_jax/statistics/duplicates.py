@@ -21,7 +21,8 @@ DIMENSION_ROWS = 2_000
 EXAMPLES = 10
 EXACT = 1e-6  # in units of the root mean square length of a row: rounding of float32
 GRID = 32  # cells a side of a fingerprint's thumbnail
-MAX_PAIRS = 4_000_000_000  # of a test and a training row, over all targets and folds
+MEAN_BLOCK = 4_096
+MAX_PAIRS = 1_000_000_000  # of a test and a training row, over all targets and folds
 
 
 def duplicate_audit(
@@ -209,8 +210,7 @@ def _in_fold(
     k = min(NEIGHBOUR, len(train) - 1)
     distances, matches = nearest(test, train, max(k, 1))
     distance, match = distances[:, 0], matches[:, 0]
-    about_mean = train - train.mean(axis=0, dtype=np.float64)
-    exact = distance <= EXACT * math.sqrt(float(np.square(about_mean).sum(axis=1).mean()))
+    exact = distance <= EXACT * math.sqrt(_mean_square(train))
 
     sample = np.random.default_rng(0).permutation(len(train))[:DIMENSION_ROWS]
     dimension = two_nn(train[sample]) if k else math.nan
@@ -243,6 +243,14 @@ def _in_fold(
         for i in closest
     ]
     return counts, pairs
+
+
+def _mean_square(x: np.ndarray) -> float:
+    """Mean squared distance of rows [n, d] from their mean, without a second copy of them all."""
+    mean, total = x.mean(axis=0, dtype=np.float64), 0.0
+    for start in range(0, len(x), MEAN_BLOCK):
+        total += float(np.square(x[start : start + MEAN_BLOCK] - mean).sum())
+    return total / len(x)
 
 
 def _area_average(size: int) -> np.ndarray:
