@@ -1,13 +1,13 @@
-"""Classification: the linear probe on frozen features, scored inside each unit of independence.
+"""Classification of frozen features by any probe, scored inside each unit of independence.
 
-For each layer and fold a probe is fitted on the training rows for every strength; the strength is
-chosen on the validation rows and the test rows are scored once. The extra row "selected" chooses
-layer and strength together, again on validation rows, fold by fold: its test rows never take part.
+For each layer and fold a probe is fitted on the training rows with all its candidate settings; one
+is chosen on the validation rows and the test rows are scored once. The extra row "selected" chooses
+layer and setting together, again on validation rows, fold by fold: its test rows never take part.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn import metrics
@@ -17,12 +17,32 @@ from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
-from bioimg_jax.probes.linear import STRENGTHS, fit_linear
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import METRICS, unit_metric
 
-BENCHMARK = "linear"
 MAX_PERMUTATIONS = 100
+
+
+class Fitted(Protocol):
+    """A probe fitted to the training rows of a fold with every candidate setting.
+
+    Votes are float [n, c]: the share of its vote that a row gives each class. One-hot for a single
+    answer; classes that tie, and draws that disagree, share it.
+    """
+
+    @property
+    def candidates(self) -> Sequence[Mapping[str, Any]]:
+        """Settings as plain JSON, the simplest first: of equals validation takes the first."""
+
+    def votes(self, features: np.ndarray) -> Iterable[np.ndarray]:
+        """Votes on raw features [n, d], for one candidate after the other."""
+
+    def answer(self, features: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Votes of one candidate, and scores [n, c] for AUROC, by which each class ranks rows."""
+
+
+# Raw features [n, d], labels int [n], units int [n] (in the order of their names), classes.
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Fitted]
 
 
 def classification_scores(
@@ -30,40 +50,37 @@ def classification_scores(
     folds: Sequence[Fold],
     target: Target,
     *,
+    fit: Fit,
+    benchmark: str,
+    probe: Mapping[str, Any],
     representation: str,
     kind: str,
     seed: int,
     exposure: str,
-    strengths: Sequence[float] = STRENGTHS,
-    layers: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     permute_labels_seed: int | None = None,
 ) -> list[Score]:
     """One score for each layer and, where there are several layers, one for the selected layer.
 
     Args:
-      table: features; its row i is example i of the folds.
-      layers: which of the table's layers; None for all. In a tie the earlier one is selected.
-      settings: goes into every row beside the settings of the probe.
+      table: features; its row i is example i of the folds. In a tie the earlier layer is selected.
+      probe: what every candidate of the probe shares, as plain JSON; goes into every row.
+      settings: goes into every row beside them.
       permute_labels_seed: replaces the labels by permuted ones, for a run that must be at chance.
 
     Raises:
       InputError: fewer than two classes, or a class without a training example.
     """
-    layers = list(table.widths if layers is None else layers)
-    task = _Task.of(table, folds, target, permute_labels_seed)
+    layers = list(table.widths)
+    task = Task.of(table, folds, target, permute_labels_seed)
     overlap = train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
     runs: dict[str, list[_Run]] = {}
     for layer in layers:
         features = table.layer(layer)
-        runs[layer] = [
-            _run(features, layer, task, fold, strengths, target.metric) for fold in folds
-        ]
+        runs[layer] = [_run(features, layer, task, fold, fit, target.metric) for fold in folds]
+    budgets = {layer: max(run.n_candidates for run in of) for layer, of in runs.items()}
 
-    shared: dict[str, Any] = {
-        "probe": "linear",
-        "strengths": sorted(map(float, strengths), reverse=True),
-    }
+    shared: dict[str, Any] = {"probe": benchmark, **probe}
     if permute_labels_seed is not None:
         shared["permute_labels_seed"] = permute_labels_seed
     shared.update(settings or {})
@@ -72,7 +89,7 @@ def classification_scores(
         per_unit, pooled = _test_metrics(task, folds, chosen, target.metric)
         values = list(per_unit.values())
         return Score(
-            benchmark=BENCHMARK,
+            benchmark=benchmark,
             target=target.name,
             split=split_text(target, len(folds)),
             metric=target.metric,
@@ -98,15 +115,16 @@ def classification_scores(
     scores = []
     for layer, chosen in runs.items():
         block, _, pooling = layer.rpartition("/")
-        scores.append(score(chosen, block or layer, pooling if block else "", len(strengths)))
+        scores.append(score(chosen, block or layer, pooling if block else "", budgets[layer]))
     if len(layers) > 1:
         best = [
             max(
-                (runs[layer][i] for layer in layers), key=lambda run: (run.validation, run.strength)
+                (runs[layer][i] for layer in layers),
+                key=lambda run: (run.validation, -run.candidate),
             )
             for i in range(len(folds))
         ]
-        scores.append(score(best, SELECTED, SELECTED, len(strengths) * len(layers)))
+        scores.append(score(best, SELECTED, SELECTED, sum(budgets.values())))
     return scores
 
 
@@ -127,7 +145,7 @@ def split_text(target: Target, n_folds: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
+class Task:
     """The labels and units of a table's rows; −1 where a row belongs to no fold."""
 
     classes: list[str]
@@ -138,7 +156,7 @@ class _Task:
     @classmethod
     def of(
         cls, table: FeatureTable, folds: Sequence[Fold], target: Target, permute_seed: int | None
-    ) -> "_Task":
+    ) -> "Task":
         check_target(target)
         used = np.unique(
             np.concatenate([p for f in folds for p in (f.train, f.validation, f.test)])
@@ -165,6 +183,14 @@ class _Task:
         """Classes without a training example in this fold."""
         return np.setdiff1d(np.arange(len(self.classes)), self.labels[fold.train])
 
+    def check_training(self, fold: Fold) -> None:
+        """`InputError` for a class without a training example in this fold."""
+        missing = self.untrained_classes(fold)
+        if len(missing):
+            raise InputError(
+                f"class {self.classes[missing[0]]!r} has no training example in fold {fold.name!r}"
+            )
+
 
 def permute_labels(labels: np.ndarray, units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels [n] permuted inside each unit, where every unit holds several classes.
@@ -186,53 +212,38 @@ def permute_labels(labels: np.ndarray, units: np.ndarray, rng: np.random.Generat
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One layer in one fold, at the strength that validation chose."""
+    """One layer in one fold, at the candidate setting that validation chose."""
 
     validation: float
-    strength: float
-    predictions: np.ndarray  # int [n_test]
+    candidate: int
+    n_candidates: int
+    votes: np.ndarray  # float [n_test, c]
     auroc: float | None
     settings: dict[str, Any]
 
 
-def _run(
-    features: np.ndarray,
-    layer: str,
-    task: _Task,
-    fold: Fold,
-    strengths: Sequence[float],
-    metric: str,
-) -> _Run:
-    train_labels = task.labels[fold.train]
-    missing = task.untrained_classes(fold)
-    if len(missing):
-        raise InputError(
-            f"class {task.classes[missing[0]]!r} has no training example in fold {fold.name!r}"
-        )
-    probe = fit_linear(features[fold.train], train_labels, len(task.classes), strengths=strengths)
-    guesses = probe.logits(features[fold.validation]).argmax(axis=2)  # [s, n_validation]
-    labels, units = task.labels[fold.validation], task.units[fold.validation]
+def _run(features: np.ndarray, layer: str, task: Task, fold: Fold, fit: Fit, metric: str) -> _Run:
+    task.check_training(fold)
+    fitted = fit(
+        features[fold.train], task.labels[fold.train], task.units[fold.train], len(task.classes)
+    )
     validation = [
-        float(np.mean(list(unit_metric(labels, guess, units, metric).values())))
-        for guess in guesses
+        float(np.mean(list(_per_unit(task, fold.validation, votes, metric).values())))
+        for votes in fitted.votes(features[fold.validation])
     ]
-    best = int(np.argmax(validation))  # the first of equals: the strongest regularisation
-    logits = probe.logits(features[fold.test], best)
+    best = int(np.argmax(validation))  # the first of equals: the simplest
+    votes, ranking = fitted.answer(features[fold.test], best)
     return _Run(
         validation=validation[best],
-        strength=probe.strengths[best],
-        predictions=logits.argmax(axis=1),
-        auroc=_auroc(task.labels[fold.test], logits),
+        candidate=best,
+        n_candidates=len(validation),
+        votes=votes,
+        auroc=None if ranking is None else _auroc(task.labels[fold.test], ranking),
         settings={
             "fold": fold.name,
             "layer": layer,
-            "strength": probe.strengths[best],
             "validation": validation[best],
-            "converged": bool(probe.converged[best]),
-            "unconverged_strengths": [
-                s for s, done in zip(probe.strengths, probe.converged, strict=True) if not done
-            ],
-            "iterations": int(probe.iterations[best]),
+            **fitted.candidates[best],
             "n_train": len(fold.train),
             "n_validation": len(fold.validation),
             "n_test": len(fold.test),
@@ -240,30 +251,50 @@ def _run(
     )
 
 
+def one_hot(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Labels int [n] as float32 [n, c]: votes for one class each, or targets of a regression."""
+    return (labels[:, None] == np.arange(n_classes)).astype(np.float32)
+
+
+def _per_unit(task: Task, rows: np.ndarray, votes: np.ndarray, metric: str) -> dict[int, float]:
+    """The metric in each unit of the rows: {unit: value}."""
+    row, predictions = votes.nonzero()
+    return unit_metric(
+        task.labels[rows[row]],
+        predictions,
+        task.units[rows[row]],
+        metric,
+        weights=votes[row, predictions],
+    )
+
+
 def _test_metrics(
-    task: _Task, folds: Sequence[Fold], runs: Sequence[_Run], metric: str
+    task: Task, folds: Sequence[Fold], runs: Sequence[_Run], metric: str
 ) -> tuple[dict[str, float], dict[str, float | None]]:
     """The metric of each test unit, and what is computed over all test rows together."""
     rows = np.concatenate([fold.test for fold in folds])
-    predictions = np.concatenate([run.predictions for run in runs])
-    labels = task.labels[rows]
-    per_unit = unit_metric(labels, predictions, task.units[rows], metric)
+    votes = np.concatenate([run.votes for run in runs])
+    per_unit = _per_unit(task, rows, votes, metric)
     aurocs = [run.auroc for run in runs if run.auroc is not None]
+    row, predictions = votes.nonzero()
+    labels, weights = task.labels[rows[row]], votes[row, predictions].astype(np.float64)
     present = np.unique(labels)
     pooled = {
-        "accuracy": float(np.mean(predictions == labels)),
+        "accuracy": float(np.average(predictions == labels, weights=weights)),
         "balanced_accuracy": float(metrics.recall_score(
-            labels, predictions, labels=present, average="macro", zero_division=0.0
+            labels, predictions, labels=present, average="macro", zero_division=0.0,
+            sample_weight=weights,
         )),
         "macro_f1": float(metrics.f1_score(
-            labels, predictions, labels=present, average="macro", zero_division=0.0
+            labels, predictions, labels=present, average="macro", zero_division=0.0,
+            sample_weight=weights,
         )),
         "auroc": float(np.mean(aurocs)) if aurocs else None,
     }  # fmt: skip
     return {task.unit_names[unit]: value for unit, value in per_unit.items()}, pooled
 
 
-def _unit_rows(task: _Task, folds: Sequence[Fold]) -> dict[str, int]:
+def _unit_rows(task: Task, folds: Sequence[Fold]) -> dict[str, int]:
     """Rows behind each test unit's value: the smallest class of the unit, times its classes."""
     rows = np.concatenate([fold.test for fold in folds])
     counts = np.zeros((len(task.unit_names), len(task.classes)), int)
@@ -274,17 +305,15 @@ def _unit_rows(task: _Task, folds: Sequence[Fold]) -> dict[str, int]:
     }
 
 
-def _auroc(labels: np.ndarray, logits: np.ndarray) -> float | None:
+def _auroc(labels: np.ndarray, ranking: np.ndarray) -> float | None:
     """One class against the rest, mean over classes of the test rows; None with a single class."""
     present = np.unique(labels)
     if len(present) < 2:
         return None
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability = shifted / shifted.sum(axis=1, keepdims=True)
-    return float(np.mean([metrics.roc_auc_score(labels == k, probability[:, k]) for k in present]))
+    return float(np.mean([metrics.roc_auc_score(labels == k, ranking[:, k]) for k in present]))
 
 
-def _chance(task: _Task, folds: Sequence[Fold], metric: str) -> float:
+def _chance(task: Task, folds: Sequence[Fold], metric: str) -> float:
     """1/c; for accuracy the best constant answer, which is 1/c where the classes are even."""
     n_classes = len(task.classes)
     if metric == "balanced_accuracy":

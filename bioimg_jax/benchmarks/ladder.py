@@ -18,6 +18,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.verdict import Case
 
 CHANCE, TWIN, FAMILY = "chance", "twin", "selected"
+STEP0 = "_step0"  # ends the name of a twin
 
 
 def floor_ids(text: str) -> tuple[str, ...]:
@@ -102,6 +103,48 @@ def selected_member(
     return None if member is None else member.representation
 
 
+def untrained_distribution(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """How each family of untrained encoders spreads over its seeds; shown, decides nothing.
+
+    One row a benchmark, target and family: "benchmark", "target", "family" (the members'
+    `settings["group"]`, "all" without one), "n" members, their "median", "p95" (interpolated) and
+    "max", and "share_beaten": encoder -> share of the members that the mean of its seeds is
+    strictly better than. Where lower is better, "p95" and "max" are those of the better side;
+    "share_beaten" is empty where neither is. Twins (step 0 of an encoder) are no members.
+    """
+    rows = []
+    for benchmark, target in dict.fromkeys((s.benchmark, s.target) for s in scores):
+        mine = _chosen([s for s in scores if (s.benchmark, s.target) == (benchmark, target)])
+        families: dict[str, list[Score]] = {}
+        for score in mine:
+            twin = score.representation.endswith(STEP0)
+            if score.kind == "untrained" and score.seed is not None and not twin:
+                families.setdefault(score.settings.get("group") or "all", []).append(score)
+        encoders = {
+            name: float(np.mean([seed.value for seed in seeds]))
+            for name, seeds in _judged(mine).items()
+        }
+        for family, members in families.items():
+            up = members[0].higher_is_better
+            sign = -1.0 if up is False else 1.0
+            values = sign * np.array([member.value for member in members])
+            rows.append(
+                {
+                    "benchmark": benchmark,
+                    "target": target,
+                    "family": family,
+                    "n": len(members),
+                    "median": sign * float(np.median(values)),
+                    "p95": sign * float(np.quantile(values, 0.95)),
+                    "max": sign * float(values.max()),
+                    "share_beaten": {}
+                    if up is None
+                    else {k: float(np.mean(values < sign * v)) for k, v in encoders.items()},
+                }
+            )
+    return rows
+
+
 def _chosen(scores: Sequence[Score]) -> list[Score]:
     """One score a representation and seed: of the layer that validation chose, or the only one."""
     by_name: dict[tuple[str, int | None], Score] = {}
@@ -132,7 +175,7 @@ def _floor(
 
 
 def _twins(encoders: Sequence[Score], scores: Sequence[Score]) -> list[Score]:
-    names = {f"{encoder.representation}_step0" for encoder in encoders}
+    names = {encoder.representation + STEP0 for encoder in encoders}
     return [s for s in scores if s.representation in names]
 
 

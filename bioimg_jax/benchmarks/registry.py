@@ -1,11 +1,14 @@
 """Benchmarks by the names that a config gives them; a user's own file is one more."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bioimg_jax.benchmarks.benchmark import Benchmark
+from bioimg_jax.benchmarks.few_shot import FewShot
+from bioimg_jax.benchmarks.knn import Knn
 from bioimg_jax.benchmarks.linear import Linear
+from bioimg_jax.benchmarks.ridge import Ridge
 from bioimg_jax.errors import InputError
 from bioimg_jax.extensions import check_name, load_build
 
@@ -13,12 +16,17 @@ KEY = "evaluate.benchmarks"
 
 
 def find_benchmarks(text: str, options: Mapping[str, Any]) -> list[Benchmark]:
-    """The benchmarks of "linear,own.py", in their order; the first one is the primary one.
+    """The benchmarks of "linear,knn,own.py", in their order; the first one is the primary one.
 
     A part that ends with .py is a file with a function `build() -> Benchmark`. options:
-    "strengths" of the linear probe. Raises `InputError`.
+    "strengths" of the linear probe; the others have no option. Raises `InputError`.
     """
-    makers = {"linear": lambda: Linear(tuple(options["strengths"]))}
+    makers: dict[str, Callable[[], Benchmark]] = {
+        "linear": lambda: Linear(tuple(options["strengths"])),
+        "knn": Knn,
+        "few_shot": FewShot,
+        "ridge": Ridge,
+    }
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise InputError(f"{KEY}: {text!r}, expected some of {', '.join(makers)}")

@@ -28,7 +28,7 @@ import numpy as np
 from bioimg_jax.errors import InputError
 from bioimg_jax.probes.inputs import check_finite, check_labels
 from bioimg_jax.probes.knn import expected_votes
-from bioimg_jax.probes.linear import moments, padded_rows
+from bioimg_jax.probes.linear import moments, padded_rows, standardise
 
 SHOTS: tuple[int, ...] = (1, 2, 4, 8, 16)
 DRAWS = 20
@@ -96,7 +96,7 @@ class FewShotProbe:
         for first in range(0, len(features), size):
             rows = slice(first, min(first + size, len(features)))
             block = np.zeros((size, width), np.float32)
-            block[: rows.stop - first] = _standardise(features[rows], self.mean, self.inverse_scale)
+            block[: rows.stop - first] = standardise(features[rows], self.mean, self.inverse_scale)
             with jax.default_matmul_precision("highest"):
                 scores = np.asarray(_products(block, means, offsets))
             yield rows, scores[: rows.stop - first].reshape(-1, r, c)
@@ -148,7 +148,7 @@ def fit_few_shot(
     in_order = np.argsort(position, kind="stable")
     for first in range(0, len(rows), BLOCK):
         here = in_order[first : first + BLOCK]
-        part = _standardise(features[rows[here]], mean, inverse_scale).astype(np.float64)
+        part = standardise(features[rows[here]], mean, inverse_scale).astype(np.float64)
         found, starts = np.unique(position[here], return_index=True)
         sums[found] += np.add.reduceat(part, starts, axis=0)
     unit_means = sums / np.bincount(position, minlength=len(pairs))[:, None]
@@ -186,10 +186,6 @@ def _draw(
             order = np.random.default_rng((seed, draw, label)).permutation(holders)[:most]
             drawn[draw, label, : len(order)] = order
     return drawn, np.bincount(classes, minlength=n_classes)
-
-
-def _standardise(features: np.ndarray, mean: np.ndarray, inverse_scale: np.ndarray) -> np.ndarray:
-    return (features.astype(np.float32) - mean) * inverse_scale
 
 
 def _check(

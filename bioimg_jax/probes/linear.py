@@ -67,7 +67,7 @@ class LinearProbe:
 
     def logits(self, features: np.ndarray, strength: int | None = None) -> np.ndarray:
         """Logits [s, n, c] of raw features [n, d], or [n, c] for the strength of that position."""
-        standardised = (features.astype(np.float32) - self.mean) * self.inverse_scale
+        standardised = standardise(features, self.mean, self.inverse_scale)
         if strength is not None:
             return standardised @ self.weights[strength].T + self.bias[strength]
         s, c, d = self.weights.shape
@@ -185,6 +185,11 @@ def moments(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
     constant = sd <= 1e-6 * np.abs(mean) + 1e-30
     inverse = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, sd))
     return mean.astype(np.float32), inverse.astype(np.float32)
+
+
+def standardise(features: np.ndarray, mean: np.ndarray, inverse_scale: np.ndarray) -> np.ndarray:
+    """Features [n, d] by the `moments` of the training rows, float32; constant ones are 0."""
+    return (features.astype(np.float32) - mean) * inverse_scale
 
 
 class _Problem(NamedTuple):

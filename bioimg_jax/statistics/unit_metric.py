@@ -6,18 +6,24 @@ METRICS = ("balanced_accuracy", "accuracy")
 
 
 def unit_metric(
-    labels: np.ndarray, predictions: np.ndarray, units: np.ndarray, metric: str
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    units: np.ndarray,
+    metric: str,
+    weights: np.ndarray | None = None,
 ) -> dict[int, float]:
     """The metric inside each unit: {unit: value}, units ascending.
 
     "balanced_accuracy" is the mean recall over the classes that the unit holds; "accuracy" the
-    share of right answers.
+    share of right answers. weights: float [n] > 0 of the answers, None for ones; a row that splits
+    its vote is there once for each class it votes for.
     """
+    weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
     names, position = np.unique(units, return_inverse=True)
     counts = np.zeros((len(names), int(labels.max()) + 1))
     hits = np.zeros_like(counts)
-    np.add.at(counts, (position, labels), 1)
-    np.add.at(hits, (position, labels), predictions == labels)
+    np.add.at(counts, (position, labels), weights)
+    np.add.at(hits, (position, labels), weights * (predictions == labels))
     if metric == "accuracy":
         values = hits.sum(axis=1) / counts.sum(axis=1)
     else:

@@ -1,64 +1,28 @@
 import dataclasses
-import itertools
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from bioimg_jax.benchmarks.classification import classification_scores, permute_labels
-from bioimg_jax.data.declaration import Target
+from bioimg_jax.benchmarks.classification import permute_labels
+from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.data.splits import make_folds
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.table import read_table, write_table
+from tests.benchmarks.plates import COMPOUND, PLATE, features, metadata, table
 
 STRENGTHS = (1e1, 1e-1, 1e-3)
-COMPOUND = Target("compound", "treatment", ("plate",), "leave_one_out")
-PLATE = Target(
-    "plate", "plate", ("plate", "well"), "k_fold", n_folds=4, nuisance=True, metric="accuracy"
-)
 
 
-def metadata(*, plates=5, wells=6, cells=8, treatments=3):
-    return pd.DataFrame(
-        [
-            {"plate": f"P{p}", "well": f"W{w}", "treatment": f"drug {w % treatments}"}
-            for p, w, _ in itertools.product(range(plates), range(wells), range(cells))
-        ]
-    )
-
-
-def features(obs, seed=0, signal=1.5):
-    """Two layers: one that knows the treatment, one that is noise; and a plate effect in both."""
-    rng = np.random.default_rng(seed)
-    treatment = obs["treatment"].astype("category").cat.codes.to_numpy()
-    plate = obs["plate"].astype("category").cat.codes.to_numpy()
-    centres = rng.normal(size=(10, 6))
-    shift = 0.5 * rng.normal(size=(10, 6))[plate]
-    return {
-        "block02/mean": signal * centres[treatment] + shift + rng.normal(size=(len(obs), 6)),
-        "final/cls": shift + rng.normal(size=(len(obs), 4 + 2)),
-    }
-
-
-def table(path, obs, layers):
-    widths = {name: values.shape[1] for name, values in layers.items()}
-    batches = [(np.arange(len(obs)), layers)]
-    write_table(path, obs, widths, next(iter(layers)), batches, {}, dtype="float32")
-    return read_table(path)
-
-
-def scores(table, folds, target, **changes):
+def scores(table, folds, target, strengths=STRENGTHS, **changes):
     arguments = {
         "representation": "encoder",
         "kind": "trained",
         "seed": 0,
         "exposure": "images",
-        "strengths": STRENGTHS,
         **changes,
     }
-    return classification_scores(table, folds, target, **arguments)
+    return Linear(strengths).scores(table, folds, target, **arguments)
 
 
 def test_rows_say_what_was_done(tmp_path):

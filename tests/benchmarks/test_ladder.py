@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bioimg_jax.benchmarks.ladder import cases, floor_ids
+from bioimg_jax.benchmarks.ladder import cases, floor_ids, untrained_distribution
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.verdict import Case
@@ -95,3 +96,50 @@ def test_what_the_audit_says_goes_along() -> None:
 def test_an_empty_or_double_list_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected different floors"):
         floor_ids(text)
+
+
+def family(name: str, values: list[float], **changes: Any) -> list[Score]:
+    return [
+        score(f"{name}_{i}", value, seed=i, settings=fold_settings(0.5, group=name), **changes)
+        for i, value in enumerate(values)
+    ]
+
+
+def test_the_untrained_distribution_is_of_seeds_of_a_family_without_twins_and_averages() -> None:
+    values = np.random.default_rng(0).uniform(0.4, 0.8, 20).tolist()
+    scores = [
+        *family("vit_random", values),
+        score("vit_random", float(np.mean(values)), seed=None, settings={"group": "vit_random"}),
+        score("vit_random_0", 0.99, block="block02", pooling="mean"),  # not the chosen layer
+        *family("resnet_random", [0.3, 0.5], target="position"),
+        score("lonely", 0.45),
+        score("mae_1_step0", 0.95, seed=1),
+        score("mae_1", 0.6, kind="trained", seed=1, settings={"group": "mae"}),
+        score("mae_2", 0.7, kind="trained", seed=2, settings={"group": "mae"}),
+        score("held", 0.1, kind="trained", settings={"held_out": "plate=P1"}),
+    ]
+    rows = untrained_distribution(scores)
+    assert [(r["benchmark"], r["target"], r["family"], r["n"]) for r in rows] == [
+        ("classification", "compound", "vit_random", 20),
+        ("classification", "compound", "all", 1),
+        ("classification", "position", "resnet_random", 2),
+    ]
+    ranked = sorted(values)
+    assert rows[0]["median"] == pytest.approx((ranked[9] + ranked[10]) / 2)
+    assert rows[0]["p95"] == pytest.approx(0.95 * ranked[18] + 0.05 * ranked[19])
+    assert rows[0]["max"] == ranked[-1]
+    assert rows[0]["share_beaten"] == {"mae": sum(v < 0.65 for v in values) / 20}
+    assert rows[1]["share_beaten"] == {"mae": 1.0} and rows[2]["share_beaten"] == {}
+    backwards = untrained_distribution(scores[::-1])
+    assert sorted(backwards, key=str) == sorted(rows, key=str)
+
+
+def test_the_untrained_distribution_knows_which_side_is_better() -> None:
+    trained = score("mae", 0.2, kind="trained", higher_is_better=False)
+    (row,) = untrained_distribution(
+        [trained, *family("f", [0.1, 0.2, 0.3, 0.4], higher_is_better=False)]
+    )
+    assert (row["max"], row["share_beaten"]) == (0.1, {"mae": 0.5})  # a tie is not beaten
+    assert row["p95"] == pytest.approx(0.115)
+    (row,) = untrained_distribution([trained, *family("f", [0.1, 0.2], higher_is_better=None)])
+    assert row["share_beaten"] == {} and row["max"] == 0.2

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from bioimg_jax import prepare as prepare_module
-from bioimg_jax.benchmarks.classification import classification_scores
+from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.data.dataset import Dataset, open_dataset
 from bioimg_jax.data.pipeline import train_batches
@@ -394,7 +394,7 @@ def test_target_with_a_unit_an_image_is_scored(flat: Folder, tmp_path: Path) -> 
         path = tmp_path / "features.h5ad"
         batches = [(np.arange(48), {"a": features})]
         write_table(path, dataset.metadata, {"a": features.shape[1]}, "a", batches, {})
-        (found,) = classification_scores(
+        (found,) = Linear().scores(
             read_table(path), dataset.folds("label"), dataset.declaration.targets[0],
             representation="test", kind="pixels", seed=0, exposure="none",
         )  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bioimg_jax.benchmarks.classification import classification_scores
+from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.data.splits import make_folds
 from bioimg_jax.errors import InputError
@@ -149,10 +149,10 @@ def test_layerscale_and_bfloat16_hide_from_cls_what_every_spread_shows(tmp_path:
         path = tmp_path / f"{member.name}.h5ad"
         batches = [(np.arange(len(obs)), features)]
         write_table(path, obs, found.layers, "final/mean", batches, {}, dtype=found.dtype)
-        scores = classification_scores(
+        scores = Linear((1.0, 1e-1, 1e-2, 1e-3, 1e-4)).scores(
             read_table(path), make_folds(obs, target), target,
             representation=member.name, kind="untrained", seed=member.number, exposure="none",
-            strengths=(1.0, 1e-1, 1e-2, 1e-3, 1e-4), settings=member.settings,
+            settings=member.settings,
         )  # fmt: skip
         for score in scores[:-1]:  # the last one chooses among the poolings
             key = (score.settings["layerscale"], score.settings["dtype"], score.pooling)
