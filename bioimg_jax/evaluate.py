@@ -131,11 +131,14 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         selected[v.benchmark].setdefault(v.target, {})[v.encoder] = member
     scores = _with_verdicts(scores, audited, verdicts)
 
-    def finished(name: str) -> FeatureTable:
-        return read_table(workdir / "features" / f"{name}.h5ad")
+    of_images = {}
+    if settings["audits"]:
+        print("auditing images and features", file=sys.stderr)
 
-    print("auditing images and features", file=sys.stderr)
-    of_images = audits(evaluation, dataset, rows, folds, to_score, finished)
+        def finished(name: str) -> FeatureTable:
+            return read_table(workdir / "features" / f"{name}.h5ad")
+
+        of_images = audits(evaluation, dataset, rows, folds, to_score, finished)
     if settings["illustrate"]:
         _write_examples(evaluation, dataset, workdir)
         _write_illustrations(evaluation, dataset, rows, to_score, workdir)

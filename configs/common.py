@@ -34,6 +34,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "delta": 0.03,  # differences below it are "the same"
         "batch_size": 256,
         "max_examples": 0,  # probed at most, drawn at random; 0: all
+        "audits": True,  # near-duplicates, symmetries, geometry: bioimg_jax/audits.py
         "illustrate": True,  # maps and nearest images in the report
         "permute_labels": False,  # a check: every score must come out at chance
         **changes,

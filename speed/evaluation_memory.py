@@ -103,6 +103,7 @@ def main() -> int:
                 "delta": 0.03,
                 "batch_size": 1024,
                 "max_examples": 0,
+                "audits": True,
                 "illustrate": True,
                 "permute_labels": False,
             },

@@ -191,13 +191,34 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
            "aggregation_noise"]  # fmt: skip
     floors = ",".join(["chance", "twin", "selected", *own])
     workdir = tmp_path / "run"
-    assert main(tiny.arguments(prepared_cells, workdir, evaluate__floors=floors)) == 0
+    everything = {"evaluate__audits": True, "evaluate__illustrate": True}
+    benchmarks = "linear,knn,few_shot,ridge"
+    given = tiny.arguments(
+        prepared_cells,
+        workdir,
+        evaluate__floors=floors,
+        evaluate__benchmarks=benchmarks,
+        **everything,
+    )
+    assert main(given) == 0
     results = json.loads((workdir / "results.json").read_text())
+    assert ",".join(results["benchmarks"]) == benchmarks
+    documented = (tiny.ROOT / "docs" / "results_schema.md").read_text()
+    for row in (results, results["scores"][0], results["verdicts"][0], results["plan"][0]):
+        for key in row:
+            assert f"`{key}`" in documented, key
+    page = (workdir / "report.html").read_text()
+    for section in ("ladder", "doubts", "beside", "maps", "galleries", "untrained", "scores"):
+        assert f'id="{section}"' in page
+    assert results["segmentation"]["n_images"] == 1008
+    assert {row["representation"] for row in results["geometry"]} >= {"mae_vit", "pixels"}
+    assert results["duplicates"]["treatment"]["n_duplicates"] == 0
     for target in results["targets"]:
         rows = [row for row in results["scores"] if row["target"] == target["name"]]
         assert set(own) <= {row["representation"] for row in rows}
     for verdict in results["verdicts"]:
-        assert set(verdict["floors"]) == set(floors.split(","))
+        same = "is the same in every unit" in verdict["why"]
+        assert set(verdict["floors"]) == (set() if same else set(floors.split(",")))
 
 
 def test_dry_run_tells_and_writes_nothing(

@@ -25,6 +25,8 @@ OVERRIDES: dict[str, Any] = {
     "evaluate.poolings": "mean",
     "evaluate.strengths": "1e-1,1e-3",
     "evaluate.resnet18": False,
+    "evaluate.audits": False,
+    "evaluate.illustrate": False,
 }
 
 
