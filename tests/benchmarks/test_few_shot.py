@@ -9,10 +9,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from bioimg_jax.benchmarks.few_shot import FewShot
-<<<<<<< HEAD
-=======
 from bioimg_jax.data.declaration import Target
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
 from bioimg_jax.data.splits import make_folds
 from bioimg_jax.errors import InputError
 from tests.benchmarks.plates import COMPOUND, PLATE, features, metadata, table
@@ -38,12 +35,8 @@ def test_the_value_has_the_most_shots_that_every_fold_fills(tmp_path):
 
 
 def test_more_shots_are_better(tmp_path):
-<<<<<<< HEAD
-    score = found(tmp_path / "t.h5ad", COMPOUND, plates=19, wells=3, cells=6, signal=0.5)
-=======
     by_well = Target("compound", "treatment", ("plate", "well"), "k_fold", n_folds=4)
     score = found(tmp_path / "t.h5ad", by_well, plates=10, wells=12, cells=2, signal=0.5)
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
     values = [score.other_metrics[f"shots_{k}"] for k in (1, 2, 4, 8, 16)]
     assert values == sorted(values) and values[-1] > values[0] + 0.1
     assert score.settings["unfilled_shots"] == []
@@ -71,13 +64,7 @@ def test_one_short_fold_limits_all(tmp_path):
     opened = table(tmp_path / "t.h5ad", obs, {"a": features(obs)["block02/mean"]})
     (score,) = FewShot().scores(opened, folds, COMPOUND, **ABOUT)
     assert score.settings["shots"] == 1 and score.settings["unfilled_shots"] == [2, 4, 8, 16]
-<<<<<<< HEAD
-    with pytest.raises(
-        InputError, match="few-shot with 2 labelled plate a class, but a class has 1"
-    ):
-=======
     with pytest.raises(InputError, match="2 labelled plate a class, but a class has 1"):
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
         FewShot(shots=(2,)).scores(opened, folds, COMPOUND, **ABOUT)
 
 

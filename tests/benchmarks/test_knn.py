@@ -60,18 +60,7 @@ def test_one_column_is_read_by_its_value_and_not_by_its_sign(tmp_path):
 
 def test_equal_rows_of_two_classes_split_their_votes(tmp_path):
     obs = metadata(treatments=2)
-<<<<<<< HEAD
-    side = (obs["well"].isin(["W0", "W1"])).to_numpy(np.float32)  # a well of either class on each
-    (found,) = Knn(ks=(1,)).scores(
-        table(tmp_path / "t.h5ad", obs, {"side": side[:, None]}),
-        make_folds(obs, COMPOUND),
-        COMPOUND,
-        **ABOUT,
-    )
-    assert set(found.per_unit.values()) == {pytest.approx(0.5)}
-=======
     side = obs["well"].isin(["W0", "W1"]).to_numpy(np.float32)  # a well of either class on each
     opened = table(tmp_path / "t.h5ad", obs, {"side": side[:, None]})
     (found,) = Knn(ks=(1,)).scores(opened, make_folds(obs, COMPOUND), COMPOUND, **ABOUT)
     assert list(found.per_unit.values()) == pytest.approx([0.5] * 5)
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f

@@ -130,12 +130,8 @@ def test_the_untrained_distribution_is_of_seeds_of_a_family_without_twins_and_av
     assert rows[0]["max"] == ranked[-1]
     assert rows[0]["share_beaten"] == {"mae": sum(v < 0.65 for v in values) / 20}
     assert rows[1]["share_beaten"] == {"mae": 1.0} and rows[2]["share_beaten"] == {}
-<<<<<<< HEAD
-    assert untrained_distribution(list(reversed(scores)))[-1]["max"] == ranked[-1]
-=======
     backwards = untrained_distribution(scores[::-1])
     assert sorted(backwards, key=str) == sorted(rows, key=str)
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
 
 
 def test_the_untrained_distribution_knows_which_side_is_better() -> None:

@@ -15,12 +15,8 @@ from bioimg_jax.errors import InputError
 from tests.benchmarks.plates import COMPOUND, PLATE, features, metadata, table
 
 NAMES = ("linear", "knn", "few_shot", "ridge")
-<<<<<<< HEAD
-OPTIONS = {"strengths": (1e-1, 1e-3)}
-=======
 OTHERS = NAMES[1:]  # what test_classification.py says of the linear probe
 OPTIONS = {"strengths": (1e-1,)}
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
 
 
 def scores(name, opened, folds, target=COMPOUND, **changes):
@@ -55,11 +51,7 @@ def test_the_layer_that_knows_is_found_and_chosen(name, tmp_path):
         assert Score.from_row(json.loads(json.dumps(score.to_row()))) == score
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", NAMES[1:])  # "linear": test_classification.py
-=======
 @pytest.mark.parametrize("name", OTHERS)
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
 def test_permuted_labels_are_at_chance(name, tmp_path):
     obs = metadata(cells=16)
     layers = {"final/mean": features(obs)["block02/mean"]}
@@ -93,11 +85,7 @@ def test_other_labels_of_the_test_rows_change_nothing_but_the_score(name, tmp_pa
     assert [without_score(s) for s in clean] == [without_score(s) for s in changed]
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", NAMES)
-=======
 @pytest.mark.parametrize("name", OTHERS)
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
 @pytest.mark.parametrize("target", [COMPOUND, PLATE], ids=lambda target: target.name)
 def test_order_of_rows_does_not_matter(name, target, tmp_path):
     obs = metadata(cells=4)
@@ -136,11 +124,7 @@ def test_training_seeds_are_one_case_and_their_twins_are_averaged(name, tmp_path
     assert case.floors["twin"] == {u: (twins[0][u] + twins[1][u]) / 2 for u in twins[0]}
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", NAMES)
-=======
 @pytest.mark.parametrize("name", OTHERS)
->>>>>>> fb09c8392a6b23d319da960f1f1f28848c8c012f
 def test_constant_features_are_at_chance(name, tmp_path):
     obs = metadata()
     opened = table(tmp_path / "t.h5ad", obs, {"a": np.full((len(obs), 2), 3.0, np.float32)})
