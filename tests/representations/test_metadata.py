@@ -83,7 +83,7 @@ def test_the_linear_probe_finds_in_it_what_the_audit_finds():
 
 def test_it_is_no_rung_of_the_ladder():
     with pytest.raises(InputError, match="'metadata', expected some of"):
-        Floors(("DNA",), 8).check("metadata")
+        Floors(("DNA",), 8, ("metadata",))
 
 
 def test_bad_input_is_named():

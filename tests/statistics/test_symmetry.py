@@ -74,6 +74,14 @@ def test_handedness_is_caught_and_a_symmetric_target_is_not(data):
     json.dumps(rows, allow_nan=False)
 
 
+def test_an_illumination_that_all_images_share_is_no_handedness(data):
+    images, metadata = data
+    uneven = images + 400 * np.linspace(-1, 1, PX)[:, None]
+    rows = run((uneven.astype(np.float32), metadata), declaration("size"))
+    # Without the common mean the score falls to chance: every mirrored image is far off.
+    assert [row["preserves"] for row in rows] == [True, True]
+
+
 def test_what_is_declared_and_used_is_said(data):
     rows = run(data, declaration("hand", symmetries=()), flips=False, rotations=True)
     assert [(r["declared"], r["used_in_training"]) for r in rows] == [(False, False), (False, True)]
