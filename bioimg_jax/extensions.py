@@ -12,16 +12,20 @@ from typing import Any
 from bioimg_jax.errors import InputError
 
 
-@functools.cache
 def load_build(path: Path, key: str) -> Callable[..., Any]:
-    """The function `build` of the file; it runs as a program of the user's own.
+    """The function `build` of the file; it runs as a program of the user's own, once a text.
 
     key: of the config, for the message. Raises `InputError` for a file that is not there, cannot be
     loaded or has no `build`.
     """
     if not path.is_file():
         raise InputError(f"{key}: {path}: there is no such file")
-    module_name = f"bioimg_jax:{path.stem}:{digest(path)[:8]}"  # no package can have this name
+    return _build_of(path, digest(path), key)
+
+
+@functools.cache
+def _build_of(path: Path, text_digest: str, key: str) -> Callable[..., Any]:
+    module_name = f"bioimg_jax:{path.stem}:{text_digest[:8]}"  # no package can have this name
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{key}: {path} cannot be loaded as a Python file")

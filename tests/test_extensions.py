@@ -18,8 +18,9 @@ def test_the_function_of_a_file_is_found_and_dataclasses_work(tmp_path: Path) ->
     )
     assert load_build(path, "evaluate.benchmarks")(3).a == 3
     before = digest(path)
-    path.write_text("build = 3\n")
+    path.write_text("def build(x):\n    return x + 1\n")
     assert digest(path) != before
+    assert load_build(path, "evaluate.benchmarks")(3) == 4  # an edited file is not the old one
 
 
 @pytest.mark.parametrize(

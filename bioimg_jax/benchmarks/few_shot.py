@@ -64,6 +64,7 @@ class FewShot:
         task = Task.of(table, folds, target, permute_labels_seed)
         most = min(_units_of_rarest_class(task, fold) for fold in folds)
         filled = [k for k in sorted(self.shots) if k <= most]
+        unfilled = [k for k in sorted(self.shots) if k > most]
         if not filled:
             raise InputError(
                 f"target {target.name!r}: few-shot with {min(self.shots)} labelled "
@@ -78,7 +79,7 @@ class FewShot:
                 benchmark=self.name,
                 probe={
                     "shots": k,
-                    "unfilled_shots": [k for k in sorted(self.shots) if k > most],
+                    "unfilled_shots": unfilled,
                     "draws": self.draws,
                     "draws_seed": self.seed,
                     "distance": self.distance,

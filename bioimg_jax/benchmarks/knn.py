@@ -19,7 +19,9 @@ from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.probes.knn import KS, TEMPERATURE, KnnProbe, expected_votes, fit_knn
 from bioimg_jax.probes.linear import moments, standardise
 
-NARROW = 16  # columns from which on a table is left without the constant column
+# Columns from which on a table is left without the constant column. Five Gaussian classes gain 2.9
+# points by it in 2 columns, 0.4 in 8 and 0.1 in 15 (2,000 training rows, 12 simulations).
+NARROW = 16
 
 
 @dataclasses.dataclass(frozen=True)

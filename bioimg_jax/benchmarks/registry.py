@@ -1,6 +1,7 @@
 """Benchmarks by the names that a config gives them; a user's own file is one more."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ from bioimg_jax.benchmarks.few_shot import FewShot
 from bioimg_jax.benchmarks.knn import Knn
 from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.benchmarks.ridge import Ridge
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
-from bioimg_jax.extensions import check_name, load_build
+from bioimg_jax.extensions import check_name, digest, load_build
+from bioimg_jax.features.table import FeatureTable
 
 KEY = "evaluate.benchmarks"
+CONTRACT = ("name", "identity", "fits", "operations", "check", "scores")
 
 
 def find_benchmarks(text: str, options: Mapping[str, Any]) -> list[Benchmark]:
@@ -33,7 +39,7 @@ def find_benchmarks(text: str, options: Mapping[str, Any]) -> list[Benchmark]:
     found: list[Benchmark] = []
     for part in parts:
         if part.endswith(".py"):
-            benchmark = load_build(Path(part), KEY)()
+            benchmark = _own(Path(part))
             check_name(benchmark.name, {*makers, *(b.name for b in found)}, f"{KEY}: {part}")
         elif part in makers:
             benchmark = makers[part]()
@@ -45,3 +51,43 @@ def find_benchmarks(text: str, options: Mapping[str, Any]) -> list[Benchmark]:
             raise InputError(f"{KEY}: {text!r} names {benchmark.name!r} twice")
         found.append(benchmark)
     return found
+
+
+def _own(path: Path) -> Benchmark:
+    """What the file builds, if it keeps the contract."""
+    benchmark = load_build(path, KEY)()
+    missing = [member for member in CONTRACT if not hasattr(benchmark, member)]
+    if missing:
+        raise InputError(f"{KEY}: {path}: what build() returns has no {missing[0]!r}")
+    return _Own(benchmark, digest(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """A user's benchmark. Its code is part of its identity, or scores outlive a change of it."""
+
+    benchmark: Benchmark
+    file: str  # SHA-256 of its text
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"own": self.benchmark.identity, "file": self.file}
+
+    @property
+    def fits(self) -> int:
+        return self.benchmark.fits
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        return self.benchmark.operations(fold, width, n_classes)
+
+    def check(self, target: Target) -> None:
+        self.benchmark.check(target)
+
+    def scores(
+        self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
+    ) -> list[Score]:
+        return self.benchmark.scores(table, folds, target, **about)

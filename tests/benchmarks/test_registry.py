@@ -8,6 +8,7 @@ import pytest
 
 from bioimg_jax.benchmarks.ladder import cases
 from bioimg_jax.benchmarks.registry import find_benchmarks
+from bioimg_jax.benchmarks.ridge import Ridge
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import make_folds
@@ -168,3 +169,55 @@ def test_a_wrong_list_is_one_line(text, message):
     with pytest.raises(InputError, match=message) as raised:
         find_benchmarks(text, OPTIONS)
     assert "evaluate.benchmarks" in str(raised.value) and "\n" not in str(raised.value)
+
+
+OWN = """
+from bioimg_jax.benchmarks.ridge import Ridge
+
+
+def build():
+    return Ridge((1e3,), name={name!r})
+"""
+
+
+def own(path, text):
+    path.write_text(text)
+    return find_benchmarks(f"knn,{path}", OPTIONS)[1]
+
+
+def test_a_file_of_ones_own_scores_as_what_it_builds(tmp_path):
+    benchmark = own(tmp_path / "mine.py", OWN.format(name="mine"))
+    assert (benchmark.name, benchmark.fits) == ("mine", 1)
+    obs = metadata()
+    folds = make_folds(obs, COMPOUND)
+    opened = table(tmp_path / "t.h5ad", obs, features(obs))
+    benchmark.check(COMPOUND)
+    assert benchmark.operations(folds[0], 8, 3) > 0
+    about = {"representation": "r", "kind": "pixels", "seed": 0, "exposure": "none"}
+    found = benchmark.scores(opened, folds, COMPOUND, **about)
+    assert found == Ridge((1e3,), name="mine").scores(opened, folds, COMPOUND, **about)
+
+
+def test_scores_of_a_file_of_ones_own_do_not_outlive_an_edit(tmp_path):
+    before = own(tmp_path / "mine.py", OWN.format(name="mine"))
+    again = own(tmp_path / "mine.py", OWN.format(name="mine"))
+    edited = own(tmp_path / "mine.py", OWN.format(name="mine") + "# another text\n")
+    assert before.identity == again.identity != edited.identity
+    assert json.loads(json.dumps(edited.identity)) == edited.identity
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OWN.format(name="knn"), "is called 'knn', a name that is taken"),
+        (OWN.format(name="few_shot"), "is called 'few_shot', a name that is taken"),
+        (OWN.format(name="../up"), "is called '../up'; expected letters"),
+        ("def build():\n    return object()\n", "what build.. returns has no 'name'"),
+        ("x = 1\n", "defines no function 'build'"),
+    ],
+)
+def test_a_wrong_file_of_ones_own_is_one_line(text, message, tmp_path):
+    with pytest.raises(InputError, match=message) as raised:
+        own(tmp_path / "mine.py", text)
+    assert str(raised.value).startswith(f"evaluate.benchmarks: {tmp_path / 'mine.py'}")
+    assert "\n" not in str(raised.value)
