@@ -192,17 +192,16 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
     floors = ",".join(["chance", "twin", "selected", *own])
     workdir = tmp_path / "run"
     everything = {"evaluate__audits": True, "evaluate__illustrate": True}
-    benchmarks = "linear,knn,few_shot,ridge"
     given = tiny.arguments(
         prepared_cells,
         workdir,
         evaluate__floors=floors,
-        evaluate__benchmarks=benchmarks,
+        evaluate__untrained_seeds=1,
+        evaluate__blocks=1,
         **everything,
     )
     assert main(given) == 0
     results = json.loads((workdir / "results.json").read_text())
-    assert ",".join(results["benchmarks"]) == benchmarks
     documented = (tiny.ROOT / "docs" / "results_schema.md").read_text()
     for row in (results, results["scores"][0], results["verdicts"][0], results["plan"][0]):
         for key in row:
@@ -219,6 +218,27 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
     for verdict in results["verdicts"]:
         same = "is the same in every unit" in verdict["why"]
         assert set(verdict["floors"]) == (set() if same else set(floors.split(",")))
+
+
+def test_every_benchmark_is_scored_beside_its_floors(prepared_cells: Path, tmp_path: Path) -> None:
+    workdir, benchmarks = tmp_path / "run", "ridge,knn,few_shot,linear"
+    given = tiny.arguments(
+        prepared_cells,
+        workdir,
+        evaluate__benchmarks=benchmarks,
+        evaluate__floors="chance,pixels,twin",
+        evaluate__untrained_seeds=0,
+        evaluate__blocks=1,
+    )
+    assert main(given) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert ",".join(results["benchmarks"]) == benchmarks
+    found = {(v["benchmark"], v["target"]) for v in results["verdicts"]}
+    assert found == {(b, t["name"]) for b in benchmarks.split(",") for t in results["targets"]}
+    for name in benchmarks.split(","):
+        rows = [row for row in results["scores"] if row["benchmark"] == name]
+        assert {r["representation"] for r in rows} == {"mae_vit", "mae_vit_step0", "pixels"}
+        assert all(np.isfinite(row["value"]) for row in rows)
 
 
 def test_dry_run_tells_and_writes_nothing(
