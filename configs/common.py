@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ml_collections.config_dict import placeholder
+
 
 def data(**changes: Any) -> dict[str, Any]:
     """Which images."""
@@ -14,6 +16,48 @@ def data(**changes: Any) -> dict[str, Any]:
         "on_bad_image": "stop",  # or "skip": list them in bad_images.csv and go on
         "crop_px": 64,
         **changes,
+    }
+
+
+def small_vit(crop_px: Any, **changes: Any) -> dict[str, Any]:
+    """An encoder for minutes on two cores."""
+    return {
+        "name": "vit",
+        "variant": "",  # Ti, S, B or L instead of the three sizes below
+        "width": 128,
+        "depth": 4,
+        "heads": 4,
+        "patch_px": 16,
+        "image_px": crop_px,
+        "positions": "sincos",
+        "layerscale": placeholder(float),
+        "stochastic_depth": 0.0,
+        "dtype": "float32",
+        **changes,
+    }
+
+
+def small_mae() -> dict[str, Any]:
+    """A masked autoencoder with a decoder to match `small_vit`."""
+    return {
+        "name": "mae",
+        "mask_ratio": 0.75,
+        "decoder_width": 64,
+        "decoder_depth": 1,
+        "decoder_heads": 4,
+        "normalise_targets": True,
+        "augment": False,
+    }
+
+
+def adamw() -> dict[str, Any]:
+    return {
+        "learning_rate": 6e-3,  # for 256 images; scaled with the batch
+        "warmup_steps": 100,
+        "b1": 0.9,
+        "b2": 0.95,
+        "weight_decay": 0.05,
+        "clip_norm": 1.0,
     }
 
 

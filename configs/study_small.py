@@ -10,7 +10,7 @@ Images are read from the folder that the environment variable BIOIMG_DATA names.
 import os
 
 import ml_collections
-from ml_collections.config_dict import FieldReference, placeholder
+from ml_collections.config_dict import FieldReference
 
 from configs import common
 
@@ -59,36 +59,9 @@ def get_config(arm: str = "lincs") -> ml_collections.ConfigDict:
             "name": "study_small",
             "seed": 0,
             "data": common.data(crop_px=crop_px, flips=True, rotations=chosen["rotations"], **data),
-            "encoder": {
-                "name": "vit",
-                "variant": "",
-                "width": 128,
-                "depth": 4,
-                "heads": 4,
-                "patch_px": chosen["patch_px"],
-                "image_px": crop_px,
-                "positions": "sincos",
-                "layerscale": placeholder(float),
-                "stochastic_depth": 0.0,
-                "dtype": "float32",
-            },
-            "objective": {
-                "name": "mae",
-                "mask_ratio": 0.75,
-                "decoder_width": 64,
-                "decoder_depth": 1,
-                "decoder_heads": 4,
-                "normalise_targets": True,
-                "augment": False,
-            },
-            "optimizer": {
-                "learning_rate": 6e-3,
-                "warmup_steps": 100,
-                "b1": 0.9,
-                "b2": 0.95,
-                "weight_decay": 0.05,
-                "clip_norm": 1.0,
-            },
+            "encoder": common.small_vit(crop_px, patch_px=chosen["patch_px"]),
+            "objective": common.small_mae(),
+            "optimizer": common.adamw(),
             "train": {
                 "batch_size": 128,
                 "steps": chosen["steps"],

@@ -13,6 +13,7 @@ import markupsafe
 import numpy as np
 
 from bioimg_jax.benchmarks.score import SELECTED, headline_rows
+from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
@@ -50,7 +51,7 @@ def write_report(workdir: Path) -> Path:
         training=_training(read_logbook(logbook) if logbook.exists() else []),
         normalised=config.get("objective", {}).get("normalise_targets", False),
         pictures=_pictures(workdir / "examples.npz", results["data"]["channels"]),
-        settings=_flatten(config),
+        settings=flatten(config),
         script=markupsafe.Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
@@ -329,13 +330,3 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
