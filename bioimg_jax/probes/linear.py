@@ -8,24 +8,33 @@ on features X [n, d] standardised by the training rows; scikit-learn's `Logistic
 C = 1 / (n lambda) has the same minimum. (Two classes: scikit-learn keeps one weight vector
 w = W₁ − W₀, whose minimum is ours at 2 lambda, so that is what is solved.)
 
+Several targets over the same rows (other columns of labels, permuted or resampled ones) and all
+strengths are extra columns of the same matrix products, each with a convergence of its own.
+
 The solver is L-BFGS, written for this problem:
 
-* X is rotated into the eigenbasis of its covariance. At W = 0 the Hessian is diagonal there,
-  h e_i + lambda with h = (1 − 1/c)/c, and its inverse, scaled like the usual gamma, starts the
-  two-loop recursion. On correlated features this saves 5 to 10 times the iterations.
-* Strengths are solved together as extra columns of the same matrix products, in blocks of about
-  `COLUMNS` columns from the strongest down. A block stops when its own strengths are done and the
-  next one starts from its last solution, so that a weak strength costs nothing to a strong one.
+* X is rotated into the eigenbasis U of its covariance, with eigenvalues e. The Hessian is the mean
+  over rows of (diag(p) - p pᵀ) ⊗ x xᵀ + lambda; with A = V a Vᵀ the mean of its first factor alone,
+  (a_k e_i + lambda)⁻¹ in the bases V and U starts the two-loop recursion, scaled like the usual
+  gamma. A is taken anew every `REFRESH` iterations, together with logits free of the drift of
+  their running sum.
+* Strengths are solved from the strongest down, each from the last solution *and* the last pairs of
+  steps and gradient changes: the penalty is quadratic, so a pair (s, y) at lambda is the pair
+  (s, y + (lambda' - lambda) s) at lambda'. Strengths share products up to `COLUMNS` columns,
+  targets up to `SHARED`; a block stops when all of its own are done.
 * A step needs one product for the direction's logits and one for the gradient. The line search
   works on logits alone: along a ray the loss is convex, and a zero of its slope is bracketed for
-  each strength on its own. It looks at slopes only, because in float32 the loss itself stops
+  each column on its own. It looks at slopes only, because in float32 the loss itself stops
   changing long before the gradient does.
 
-Padded rows have weight 0, so problems of nearby sizes share one compiled program.
+Padded rows have weight 0, so problems of nearby sizes share one compiled program. The features are
+standardised and rotated in blocks of rows, in one array: there is one copy of them beside the
+caller's, and the logits.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,16 +44,20 @@ import numpy as np
 import threadpoolctl
 
 from bioimg_jax.errors import InputError
-from bioimg_jax.probes.inputs import check_finite
+from bioimg_jax.probes.inputs import check_finite, check_labels
 
 STRENGTHS: tuple[float, ...] = (1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TOLERANCE = 1e-5  # gradient norm relative to the one at W = 0
 MAX_ITERATIONS = 1_000
-COLUMNS = 32  # columns of a matrix product that one block of strengths should fill
-MEMORY = 10  # pairs of steps and gradient changes that L-BFGS remembers
+COLUMNS = 32  # columns of a matrix product that strengths should fill
+SHARED = 128  # columns up to which targets share one
+MEMORY = (10, 100)  # least and most pairs of steps and gradient changes that L-BFGS remembers
+PAIRS_BYTES = 2**24  # that they may take, or a quarter of the features if that is more
+REFRESH = 30  # iterations between two looks at the Hessian
+ROW_BLOCK = 4096  # rows standardised and rotated at a time
+LANES = 16  # float32 of one vector register: products of whole ones are up to twice as fast
 MAX_TRIALS = 20  # step lengths tried along one direction
 SLOPE_SHARE = 0.5  # a step is taken when the slope has fallen to this share of the first one
-ROUNDS = 4  # restarts from freshly computed logits, against the drift of their running sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +80,16 @@ class LinearProbe:
 
     def logits(self, features: np.ndarray, strength: int | None = None) -> np.ndarray:
         """Logits [s, n, c] of raw features [n, d], or [n, c] for the strength of that position."""
-        standardised = standardise(features, self.mean, self.inverse_scale)
-        if strength is not None:
-            return standardised @ self.weights[strength].T + self.bias[strength]
-        s, c, d = self.weights.shape
-        flat = standardised @ self.weights.reshape(s * c, d).T  # [n, s c]
-        return flat.reshape(-1, s, c).transpose(1, 0, 2) + self.bias[:, None, :]
+        chosen = slice(None) if strength is None else slice(strength, strength + 1)
+        weights, bias = self.weights[chosen], self.bias[chosen]
+        s, c, d = weights.shape
+        logits = np.empty((s, len(features), c), np.float32)
+        for first in range(0, len(features), ROW_BLOCK):
+            rows = slice(first, first + ROW_BLOCK)
+            standardised = standardise(features[rows], self.mean, self.inverse_scale)
+            flat = standardised @ weights.reshape(s * c, d).T  # [rows, s c]
+            logits[:, rows] = flat.reshape(-1, s, c).transpose(1, 0, 2) + bias[:, None, :]
+        return logits if strength is None else logits[0]
 
 
 def fit_linear(
@@ -95,54 +112,85 @@ def fit_linear(
         0 is as good as absent.
 
     Raises:
-      InputError: a class without a training row, a feature that is not finite, a strength ≤ 0.
+      InputError: a label out of range, a class without a training row, a feature that is not
+        finite, a strength ≤ 0.
+    """
+    (probe,) = fit_linear_targets(
+        features,
+        np.asarray(labels)[:, None],
+        n_classes,
+        strengths=strengths,
+        weights=weights,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    return probe
+
+
+def fit_linear_targets(
+    features: np.ndarray,
+    labels: np.ndarray,
+    n_classes: int | Sequence[int],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    weights: np.ndarray | None = None,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+) -> list[LinearProbe]:
+    """Fit several targets on the same training rows: one `LinearProbe` a column of labels.
+
+    The features are standardised and rotated once. Targets of equal numbers of classes share
+    matrix products too; each (target, strength) has its own steps and its own convergence, and the
+    result is that of one fit after another, to the tolerance.
+
+    Args:
+      features, strengths, weights: as for `fit_linear`.
+      labels: int [n, t]: targets, or one target permuted or resampled.
+      n_classes: of all targets, or one number for each.
+
+    Raises:
+      InputError: as `fit_linear`, with the target's column; labels that are not [n, t].
     """
     labels = np.asarray(labels, np.int32)
+    if labels.ndim != 2 or len(labels) != len(features) or not labels.size:
+        raise InputError(f"labels of {len(features)} rows: expected [n, t], not {labels.shape}")
+    t = labels.shape[1]
+    classes = [n_classes] * t if isinstance(n_classes, int) else list(n_classes)
+    if len(classes) != t:
+        raise InputError(f"n_classes has {len(classes)} numbers for {t} columns of labels")
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    _check(features, labels, weights, n_classes, strengths)
+    _check(features, labels, weights, classes, strengths)
     strengths = tuple(sorted((float(s) for s in strengths), reverse=True))
-    width = features.shape[1]
 
-    # One more column of ones carries the bias; rows beyond n are padding of weight 0.
     mean, inverse_scale = moments(features, weights)
-    rows = padded_rows(len(labels))
-    padded = np.zeros((rows, width), np.float32)
-    np.subtract(features, mean, out=padded[: len(labels)], casting="same_kind")
-    padded *= inverse_scale
-    padded[len(labels) :] = 0.0
-    row_weights = np.zeros(rows, np.float32)
-    row_weights[: len(labels)] = weights / weights.sum()
-    row_labels = np.zeros(rows, np.int32)
-    row_labels[: len(labels)] = labels
-
-    block = min(len(strengths), max(1, COLUMNS // n_classes))
-    penalties = np.asarray(strengths, np.float32) * (2.0 if n_classes == 2 else 1.0)
+    probes: dict[int, LinearProbe] = {}
     # TF32 would stop the gradient at 1e-3. The eigenvectors come from OpenBLAS, whose threads spin
     # against XLA's: 0.8 s instead of 3 ms for d = 256 on two cores.
     one_thread = threadpoolctl.threadpool_limits(1, user_api="blas")
     with jax.default_matmul_precision("highest"), one_thread:
-        problem = _rotate(padded, row_labels, row_weights)
-        start = np.zeros((n_classes, width + 1), np.float32)
-        solutions = []
-        for first in range(0, len(penalties), block):
-            group = penalties[first : first + block]
-            group = np.concatenate([group, np.repeat(group[-1:], block - len(group))])
-            solution = _solve_block(problem, group, start, tolerance, max_iterations)
-            solutions.append(jax.device_get(solution))
-            start = solutions[-1].weights[-1]
-    solved, gradient, iterations = (
-        np.concatenate(parts)[: len(penalties)] for parts in zip(*solutions, strict=True)
-    )
-    return LinearProbe(
-        strengths=strengths,
-        mean=mean,
-        inverse_scale=inverse_scale,
-        weights=solved[..., :-1] @ np.asarray(problem.basis).T,
-        bias=solved[..., -1],
-        converged=gradient <= tolerance,
-        iterations=iterations,
-        gradient=gradient,
-    )
+        problem = _prepare(features, weights, mean, inverse_scale)
+        basis = np.asarray(problem.basis)
+        for c in sorted(set(classes)):
+            same = [i for i in range(t) if classes[i] == c]
+            at_once = max(1, SHARED // c)
+            for first in range(0, len(same), at_once):
+                chosen = same[first : first + at_once]
+                solved = _solve_path(
+                    problem, labels[:, chosen], c, strengths, tolerance, max_iterations
+                )
+                for position, column in enumerate(chosen):
+                    solution, gradient, iterations = (part[:, position] for part in solved)
+                    probes[column] = LinearProbe(
+                        strengths=strengths,
+                        mean=mean,
+                        inverse_scale=inverse_scale,
+                        weights=solution[..., :-1] @ basis.T,
+                        bias=solution[..., -1],
+                        converged=gradient <= tolerance,
+                        iterations=iterations,
+                        gradient=gradient,
+                    )
+    return [probes[column] for column in range(t)]
 
 
 def padded_rows(n: int) -> int:
@@ -157,14 +205,19 @@ def _check(
     features: np.ndarray,
     labels: np.ndarray,
     weights: np.ndarray,
-    n_classes: int,
+    classes: Sequence[int],
     strengths: Sequence[float],
 ) -> None:
-    if n_classes < 2:
-        raise InputError(f"a linear probe needs at least 2 classes, not {n_classes}")
-    missing = np.setdiff1d(np.arange(n_classes), labels[weights > 0])
-    if len(missing):
-        raise InputError(f"class {missing[0]} has no training example")
+    weighted = weights > 0
+    any_row = int(np.argmax(weighted))  # stands for those of weight 0
+    for column, n_classes in enumerate(classes):
+        if n_classes < 2:
+            raise InputError(f"a linear probe needs at least 2 classes, not {n_classes}")
+        try:
+            check_labels(np.where(weighted, labels[:, column], labels[any_row, column]), n_classes)
+        except InputError as error:
+            where = "" if len(classes) == 1 else f"target {column}: "
+            raise InputError(f"{where}{error}") from None
     if not all(s > 0 for s in strengths) or not len(strengths):
         raise InputError(f"probe strengths must be above 0: {list(strengths)}")
     check_finite(features, "training row")
@@ -193,108 +246,223 @@ def standardise(features: np.ndarray, mean: np.ndarray, inverse_scale: np.ndarra
 
 
 class _Problem(NamedTuple):
-    features: jax.Array  # [n, d + 1] rotated, last column ones
-    labels: jax.Array  # int32 [n]
+    features: jax.Array  # [n, d] standardised and rotated, 0 in padded rows
     weights: jax.Array  # [n], sum 1
     eigenvalues: jax.Array  # [d] of the covariance
     basis: jax.Array  # [d, d] eigenvectors in columns
 
 
+class _History(NamedTuple):
+    """The last m pairs of L-BFGS, of step k in slot k modulo m."""
+
+    steps: jax.Array  # [m, g, c, d + 1]
+    changes: jax.Array  # [m, g, c, d + 1] of the gradient
+    inverses: jax.Array  # [m, g] 1 / (step · change), 0 for a pair of no use
+    written: jax.Array  # int32, pairs so far
+
+
 class _Solution(NamedTuple):
-    weights: jax.Array  # [g, c, d + 1] in the eigenbasis
+    weights: jax.Array  # [g, c, d + 1] in the eigenbasis, the bias last
     gradient: jax.Array  # [g] norm relative to the one at W = 0
     iterations: jax.Array  # int32 [g]
 
 
-@jax.jit
-def _rotate(features: jax.Array, labels: jax.Array, weights: jax.Array) -> _Problem:
-    covariance = (features * weights[:, None]).T @ features
+def _prepare(
+    features: np.ndarray, weights: np.ndarray, mean: np.ndarray, inverse_scale: np.ndarray
+) -> _Problem:
+    n, width = features.shape
+    rows = padded_rows(n)
+    size = math.gcd(rows, ROW_BLOCK)
+    shares = np.zeros(rows, np.float32)
+    shares[:n] = weights / weights.sum()
+    array = jnp.zeros((rows, width), jnp.float32)
+    covariance = jnp.zeros((width, width), jnp.float32)
+    for first in range(0, n, size):
+        part = features[first : first + size]
+        block = np.zeros((size, width), np.float32)
+        np.subtract(part, mean, out=block[: len(part)], casting="same_kind")
+        block[: len(part)] *= inverse_scale
+        array, covariance = _place(array, covariance, block, shares[first : first + size], first)
     eigenvalues, basis = jnp.linalg.eigh(covariance)
-    ones = jnp.ones((features.shape[0], 1), features.dtype)
-    rotated = jnp.concatenate([features @ basis, ones], axis=1)
-    return _Problem(rotated, labels, weights, jnp.maximum(eigenvalues, 0.0), basis)
+    array = _rotate(array, basis, size)
+    return _Problem(array, jnp.asarray(shares), jnp.maximum(eigenvalues, 0.0), basis)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _place(
+    array: jax.Array, covariance: jax.Array, block: jax.Array, weights: jax.Array, first: int
+) -> tuple[jax.Array, jax.Array]:
+    array = jax.lax.dynamic_update_slice_in_dim(array, block, first, axis=0)
+    return array, covariance + (block * weights[:, None]).T @ block
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="size")
+def _rotate(array: jax.Array, basis: jax.Array, size: int) -> jax.Array:
+    def rotate(i: jax.Array, array: jax.Array) -> jax.Array:
+        block = jax.lax.dynamic_slice_in_dim(array, i * size, size)
+        return jax.lax.dynamic_update_slice_in_dim(array, block @ basis, i * size, axis=0)
+
+    return jax.lax.fori_loop(0, array.shape[0] // size, rotate, array)
+
+
+def _solve_path(
+    problem: _Problem,
+    labels: np.ndarray,  # int32 [n, t]
+    n_classes: int,
+    strengths: Sequence[float],  # strongest first
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[np.ndarray, ...]:
+    """All strengths of targets that share products: a `_Solution` of [s, t, ...]."""
+    rows, width = problem.features.shape
+    targets = labels.shape[1]
+    block = min(len(strengths), max(1, COLUMNS // (n_classes * targets)))
+    padded = np.zeros((rows, block * targets), np.int32)  # group: strength, then target
+    padded[: len(labels)] = np.tile(labels, block)
+    penalties = np.asarray(strengths, np.float32) * (2.0 if n_classes == 2 else 1.0)
+    penalties = np.pad(penalties, (0, -len(penalties) % block), mode="edge")
+
+    shape = (block * targets, n_classes, width + 1)
+    memory = max(PAIRS_BYTES, problem.features.nbytes // 4) // (2 * 4 * math.prod(shape))
+    memory = min(max(memory, MEMORY[0]), MEMORY[1])
+    pairs = jnp.zeros((memory, *shape), jnp.float32)
+    history = _History(pairs, pairs.copy(), jnp.zeros((memory, shape[0])), jnp.int32(0))
+    start = jnp.zeros(shape, jnp.float32)
+    before = penalties[0]
+    solutions = []
+    for first in range(0, len(penalties), block):
+        group = np.repeat(penalties[first : first + block], targets)
+        rise = jnp.asarray(group - before)
+        solution, history = _solve_block(
+            problem, padded, group, rise, start, history, tolerance, max_iterations
+        )
+        solutions.append(jax.device_get(solution))
+        # The weakest strength of this block is where all of the next one start.
+        last = np.tile(np.arange(-targets, 0), block)
+        start = solution.weights[last]
+        history = history._replace(
+            steps=history.steps[:, last],
+            changes=history.changes[:, last],
+            inverses=history.inverses[:, last],
+        )
+        before = penalties[first + block - 1]
+    return tuple(
+        np.concatenate(parts).reshape(-1, targets, *parts[0].shape[1:])[: len(strengths)]
+        for parts in zip(*solutions, strict=True)
+    )
 
 
 class _State(NamedTuple):
     weights: jax.Array  # [g, c, d + 1]
-    logits: jax.Array  # [g, c, n]
+    logits: jax.Array  # [n, g c]
     gradient: jax.Array  # [g, c, d + 1]
-    steps: jax.Array  # [m, g, c, d + 1], newest last
-    changes: jax.Array  # [m, g, c, d + 1] of the gradient
+    history: _History
     iterations: jax.Array  # int32 [g]
     stalled: jax.Array  # bool [g]: no step length improves on where it is
     step: jax.Array  # int32
 
 
-@functools.partial(jax.jit, static_argnames=("max_iterations",))
+class _Metric(NamedTuple):
+    """An inverse Hessian: between V and Vᵀ over classes, a diagonal."""
+
+    vectors: jax.Array  # V [g, c, c]
+    inverse: jax.Array  # [g, c, d + 1]
+
+
+@functools.partial(jax.jit, static_argnames="max_iterations", donate_argnames="history")
 def _solve_block(
     problem: _Problem,
+    labels: jax.Array,  # int32 [n, g]
     penalties: jax.Array,  # [g]
-    start: jax.Array,  # [c, d + 1]
+    rise_of_penalty: jax.Array,  # [g] since the strength that the history is of
+    start: jax.Array,  # [g, c, d + 1]
+    history: _History,
     tolerance: float,
     max_iterations: int,
-) -> _Solution:
-    features, labels, row_weights, eigenvalues, _ = problem
-    n_strengths = penalties.shape[0]
-    n_classes, width = start.shape
-    one_hot = (labels[None, :] == jnp.arange(n_classes)[:, None]).astype(jnp.float32)  # [c, n]
-    penalty = jnp.concatenate([jnp.ones(width - 1), jnp.zeros(1)]).astype(jnp.float32)
-    penalty = penalties[:, None, None] * penalty[None, None, :]  # [g, 1, d + 1], 0 for the bias
-
-    curvature = (1.0 - 1.0 / n_classes) / n_classes
+) -> tuple[_Solution, _History]:
+    features, row_weights, eigenvalues, _ = problem
+    n, d = features.shape
+    g, c, _ = start.shape
+    penalised = jnp.concatenate([jnp.ones(d), jnp.zeros(1)]).astype(jnp.float32)
+    penalty = penalties[:, None, None] * penalised[None, None, :]  # [g, 1, d + 1], 0 for the bias
     spectrum = jnp.concatenate([eigenvalues, jnp.ones(1, jnp.float32)])
-    hessian = curvature * spectrum[None, None, :] + penalty
-    # A direction without variance has no gradient; the floor only keeps 0/0 away.
-    inverse_hessian = 1.0 / jnp.maximum(hessian, 1e-9)
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.sum(a * b, axis=(1, 2))  # [g]
+        return jnp.sum(a * b, axis=(-2, -1))  # [..., g]
+
+    def per_column(groups: jax.Array) -> jax.Array:
+        return jnp.repeat(groups, c)[None, :]  # [1, g c]
 
     def logits_of(weights: jax.Array) -> jax.Array:
-        return jnp.einsum("gcd,nd->gcn", weights, features)
+        flat = weights.reshape(g * c, d + 1)
+        kernel = jnp.pad(flat[:, :-1], ((0, -g * c % LANES), (0, 0)))
+        return (features @ kernel.T)[:, : g * c] + flat[None, :, -1]
 
     def residual_of(logits: jax.Array) -> jax.Array:
-        """Weighted probability minus label: the gradient of the loss in the logits [g, c, n]."""
-        return (jax.nn.softmax(logits, axis=1) - one_hot[None]) * row_weights[None, None, :]
+        """Weighted probability minus label: the gradient of the loss in the logits [n, g c]."""
+        p = jax.nn.softmax(logits.reshape(n, g, c), axis=2)
+        truth = labels[:, :, None] == jnp.arange(c)[None, None, :]
+        return ((p - truth.astype(jnp.float32)) * row_weights[:, None, None]).reshape(n, g * c)
 
-    def gradient_of(residual: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.einsum("gcn,nd->gcd", residual, features) + penalty * weights
+    def data_gradient_of(residual: jax.Array) -> jax.Array:
+        flat = jnp.concatenate([residual.T @ features, residual.sum(axis=0)[:, None]], axis=1)
+        return flat.reshape(g, c, d + 1)
 
-    def direction_of(state: _State) -> jax.Array:
+    def metric_of(logits: jax.Array) -> _Metric:
+        p = jax.nn.softmax(logits.reshape(n, g, c), axis=2)
+        weighted = p * row_weights[:, None, None]
+        mean = weighted.sum(axis=0)  # [g, c]
+        fisher = mean[:, :, None] * jnp.eye(c)[None] - jnp.einsum("ngc,nge->gce", weighted, p)
+        values, vectors = jnp.linalg.eigh(fisher)
+        # The constant direction has no curvature, and no gradient; it only must not blow up.
+        values = jnp.maximum(values, 1e-3 * values[:, -1:])
+        hessian = values[:, :, None] * spectrum[None, None, :] + penalty
+        return _Metric(vectors, 1.0 / jnp.maximum(hessian, 1e-9))
+
+    def apply(metric: _Metric, q: jax.Array) -> jax.Array:
+        inside = jnp.einsum("gck,gcd->gkd", metric.vectors, q) * metric.inverse
+        return jnp.einsum("gck,gkd->gcd", metric.vectors, inside)
+
+    memory = history.steps.shape[0]
+
+    def direction_of(state: _State, metric: _Metric) -> jax.Array:
         """Two-loop recursion (Nocedal & Wright, algorithm 7.4), started at the inverse Hessian."""
-        curvatures = jnp.sum(state.steps * state.changes, axis=(2, 3))  # [m, g]
-        valid = curvatures > 0.0
-        rho = jnp.where(valid, 1.0 / jnp.where(valid, curvatures, 1.0), 0.0)
+        steps, changes, inverses, written = state.history
+        held = jnp.minimum(written, memory)
 
-        def back(q: jax.Array, pair: tuple) -> tuple[jax.Array, jax.Array]:
-            step, change, rho = pair
-            alpha = rho * dot(step, q)
-            return q - alpha[:, None, None] * change, alpha
+        def back(k: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
+            q, alphas = carry
+            slot = (written - 1 - k) % memory
+            alpha = inverses[slot] * dot(steps[slot], q)
+            return q - alpha[:, None, None] * changes[slot], alphas.at[slot].set(alpha)
 
-        def forth(q: jax.Array, pair: tuple) -> tuple[jax.Array, None]:
-            step, change, rho, alpha = pair
-            beta = rho * dot(change, q)
-            return q + (alpha - beta)[:, None, None] * step, None
+        def forth(k: jax.Array, q: jax.Array) -> jax.Array:
+            slot = (written - held + k) % memory
+            beta = inverses[slot] * dot(changes[slot], q)
+            return q + (alphas[slot] - beta)[:, None, None] * steps[slot]
 
-        history = (state.steps, state.changes, rho)
-        q, alphas = jax.lax.scan(back, state.gradient, history, reverse=True)
-        last = state.changes[-1]
-        size = dot(last, inverse_hessian * last)
-        gamma = jnp.where(valid[-1], curvatures[-1] / jnp.where(valid[-1], size, 1.0), 1.0)
-        q = gamma[:, None, None] * inverse_hessian * q
-        q, _ = jax.lax.scan(forth, q, (*history, alphas))
+        q, alphas = jax.lax.fori_loop(
+            0, held, back, (state.gradient, jnp.zeros((memory, g), jnp.float32))
+        )
+        newest = (written - 1) % memory
+        inverse, last = inverses[newest], changes[newest]
+        size = inverse * dot(last, apply(metric, last))
+        gamma = jnp.where(size > 0.0, 1.0 / jnp.where(size > 0.0, size, 1.0), 1.0)
+        q = gamma[:, None, None] * apply(metric, q)
+        q = jax.lax.fori_loop(0, held, forth, q)
         downhill = dot(q, state.gradient) > 0.0
-        return -jnp.where(downhill[:, None, None], q, inverse_hessian * state.gradient)
+        return -jnp.where(downhill[:, None, None], q, apply(metric, state.gradient))
 
     def search(state: _State, direction: jax.Array, slope: jax.Array, active: jax.Array) -> tuple:
-        """Step length [g], the residual there [g, c, n] and the logits of the direction."""
+        """Step length [g], the residual there [n, g c] and the logits of the direction."""
         rise = logits_of(direction)
         along = dot(penalty * state.weights, direction)
         across = dot(penalty * direction, direction)
 
         def slope_at(length: jax.Array) -> tuple[jax.Array, jax.Array]:
-            residual = residual_of(state.logits + length[:, None, None] * rise)
-            return dot(residual, rise) + along + length * across, residual
+            residual = residual_of(state.logits + per_column(length) * rise)
+            inner = jnp.sum((residual * rise).reshape(n, g, c), axis=(0, 2))
+            return inner + along + length * across, residual
 
         def trial(carry: tuple) -> tuple:
             length, low, low_slope, high, high_slope, _, _, trials = carry
@@ -331,58 +499,74 @@ def _solve_block(
     def norm(gradient: jax.Array) -> jax.Array:
         return jnp.sqrt(dot(gradient, gradient))
 
-    nothing = jnp.zeros((n_strengths, n_classes, width), jnp.float32)
-    # At W = 0 every class has probability 1/c (written out: XLA would fold a softmax of zeros).
-    uniform = (1.0 / n_classes - one_hot) * row_weights[None, :]
-    first = norm(jnp.einsum("cn,nd->cd", uniform, features)[None])  # [1]
+    def recorded(history: _History, step: jax.Array, change: jax.Array) -> _History:
+        slot = history.written % memory
+        return _History(
+            history.steps.at[slot].set(step),
+            history.changes.at[slot].set(change),
+            history.inverses.at[slot].set(inverse_of(dot(step, change))),
+            history.written + 1,
+        )
+
+    def inverse_of(curvature: jax.Array) -> jax.Array:
+        useful = curvature > 0.0
+        return jnp.where(useful, 1.0 / jnp.where(useful, curvature, 1.0), 0.0)
+
+    # At W = 0 every class has probability 1/c (a traced 0: XLA would fold a softmax of zeros).
+    zeros = jnp.zeros((n, g * c), jnp.float32) + 0.0 * tolerance
+    first = norm(data_gradient_of(residual_of(zeros)))  # [g]
     first = jnp.where(first > 0.0, first, 1.0)
 
     def active_of(state: _State) -> jax.Array:
         return (norm(state.gradient) > tolerance * first) & ~state.stalled
 
-    def iterate(state: _State) -> _State:
+    def unfinished(state: _State) -> jax.Array:
+        return (state.step < max_iterations) & active_of(state).any()
+
+    def iterate(state: _State, metric: _Metric) -> _State:
         active = active_of(state)
-        direction = direction_of(state)
+        direction = direction_of(state, metric)
         slope = dot(direction, state.gradient)
         length, residual, rise = search(state, direction, slope, active)
         step = length[:, None, None] * direction
         weights = state.weights + step
         moved = active & (length > 0.0)
         gradient = jnp.where(
-            moved[:, None, None], gradient_of(residual, weights), state.gradient
-        )  # a finished strength keeps its gradient to the last bit
+            moved[:, None, None], data_gradient_of(residual) + penalty * weights, state.gradient
+        )  # a finished column keeps its gradient to the last bit
         return _State(
             weights=weights,
-            logits=state.logits + length[:, None, None] * rise,
+            logits=state.logits + per_column(length) * rise,
             gradient=gradient,
-            steps=jnp.concatenate([state.steps[1:], step[None]]),
-            changes=jnp.concatenate([state.changes[1:], (gradient - state.gradient)[None]]),
+            history=recorded(state.history, step, gradient - state.gradient),
             iterations=state.iterations + active.astype(jnp.int32),
             stalled=state.stalled | (active & ~moved),
             step=state.step + 1,
         )
 
-    def unfinished(state: _State) -> jax.Array:
-        return (state.step < max_iterations) & active_of(state).any()
-
-    def fresh(state: _State) -> _State:
+    def spell(carry: tuple[_State, jax.Array]) -> tuple[_State, jax.Array]:
+        """Some iterations from fresh logits and a fresh look at the Hessian."""
+        state, _ = carry
         logits = logits_of(state.weights)
-        gradient = gradient_of(residual_of(logits), state.weights)
-        return state._replace(logits=logits, gradient=gradient)
+        gradient = data_gradient_of(residual_of(logits)) + penalty * state.weights
+        state = state._replace(logits=logits, gradient=gradient)
+        metric = metric_of(logits)
+        end = state.step + REFRESH
+        after = jax.lax.while_loop(
+            lambda state: unfinished(state) & (state.step < end),
+            lambda state: iterate(state, metric),
+            state,
+        )
+        return after, after.step > state.step  # ends with one that found nothing left to do
 
-    def polish(carry: tuple[_State, jax.Array, jax.Array]) -> tuple[_State, jax.Array, jax.Array]:
-        state, _, rounds = carry
-        after = jax.lax.while_loop(unfinished, iterate, fresh(state))
-        return after, after.step > state.step, rounds + 1
-
-    def moving(carry: tuple[_State, jax.Array, jax.Array]) -> jax.Array:
-        return carry[1] & (carry[2] < ROUNDS)  # ends with a round that found nothing left to do
-
-    weights = jnp.broadcast_to(start[None], nothing.shape)
-    memory = jnp.zeros((MEMORY, *nothing.shape), jnp.float32)
-    count = jnp.zeros(n_strengths, jnp.int32)
-    still = jnp.zeros(n_strengths, bool)
-    logits = jnp.zeros((n_strengths, n_classes, features.shape[0]), jnp.float32)
-    state = _State(weights, logits, nothing, memory, memory, count, still, jnp.int32(0))
-    state, _, _ = jax.lax.while_loop(moving, polish, (state, jnp.bool_(True), jnp.int32(0)))
-    return _Solution(state.weights, norm(state.gradient) / first, state.iterations)
+    rise = rise_of_penalty[None, :, None, None] * penalised[None, None, None, :]
+    changes = history.changes + rise * history.steps
+    inverses = inverse_of(dot(history.steps, changes))
+    history = history._replace(changes=changes, inverses=inverses)
+    count = jnp.zeros(g, jnp.int32)
+    still = jnp.zeros(g, bool)
+    state = _State(
+        start, jnp.zeros((n, g * c)), jnp.zeros_like(start), history, count, still, jnp.int32(0)
+    )
+    state, _ = jax.lax.while_loop(lambda carry: carry[1], spell, (state, jnp.bool_(True)))
+    return _Solution(state.weights, norm(state.gradient) / first, state.iterations), state.history

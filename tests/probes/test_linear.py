@@ -92,8 +92,10 @@ def test_rows_of_weight_zero_are_absent():
     weights[450:] = 0.0
     features[450:] *= 100.0
     strengths = (1e-1, 1e-3)
-    masked = linear.fit_linear(features, labels, 3, strengths=strengths, weights=weights)
-    cut = linear.fit_linear(features[:450], labels[:450], 3, strengths=strengths)
+    masked = linear.fit_linear(
+        features, labels, 3, strengths=strengths, weights=weights, tolerance=1e-6
+    )
+    cut = linear.fit_linear(features[:450], labels[:450], 3, strengths=strengths, tolerance=1e-6)
     np.testing.assert_array_equal(masked.mean, cut.mean)
     np.testing.assert_allclose(masked.weights, cut.weights, atol=1e-4)
 
