@@ -55,6 +55,7 @@ MEMORY = (10, 100)  # least and most pairs of steps and gradient changes that L-
 PAIRS_BYTES = 2**24  # that they may take, or a quarter of the features if that is more
 REFRESH = 30  # iterations between two looks at the Hessian
 ROW_BLOCK = 4096  # rows standardised and rotated at a time
+MOMENTS_BLOCK = 1024  # rows whose float64 copies are summed at a time
 LANES = 16  # float32 of one vector register: products of whole ones are up to twice as fast
 MAX_TRIALS = 20  # step lengths tried along one direction
 SLOPE_SHARE = 0.5  # a step is taken when the slope has fallen to this share of the first one
@@ -228,12 +229,14 @@ def moments(features: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
     share = weights / weights.sum()
     mean = np.zeros(features.shape[1])
     square = np.zeros(features.shape[1])
-    for first in range(0, len(features), 4096):
-        part = features[first : first + 4096].astype(np.float64)
-        mean += share[first : first + 4096] @ part
-    for first in range(0, len(features), 4096):
-        part = features[first : first + 4096].astype(np.float64) - mean
-        square += share[first : first + 4096] @ (part * part)
+    for first in range(0, len(features), MOMENTS_BLOCK):
+        part = features[first : first + MOMENTS_BLOCK].astype(np.float64)
+        mean += share[first : first + MOMENTS_BLOCK] @ part
+    for first in range(0, len(features), MOMENTS_BLOCK):
+        part = features[first : first + MOMENTS_BLOCK].astype(np.float64)
+        part -= mean
+        part *= part
+        square += share[first : first + MOMENTS_BLOCK] @ part
     sd = np.sqrt(square)
     constant = sd <= 1e-6 * np.abs(mean) + 1e-30
     inverse = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, sd))
@@ -334,18 +337,10 @@ def _solve_path(
         group = np.repeat(penalties[first : first + block], targets)
         rise = jnp.asarray(group - before)
         solution, history = _solve_block(
-            problem, padded, group, rise, start, history, tolerance, max_iterations
+            problem, padded, group, rise, start, history, tolerance, max_iterations, targets
         )
         solutions.append(jax.device_get(solution))
-        # The weakest strength of this block is where all of the next one start.
-        last = np.tile(np.arange(-targets, 0), block)
-        start = solution.weights[last]
-        history = history._replace(
-            steps=history.steps[:, last],
-            changes=history.changes[:, last],
-            inverses=history.inverses[:, last],
-        )
-        before = penalties[first + block - 1]
+        start, before = solution.weights, penalties[first + block - 1]
     return tuple(
         np.concatenate(parts).reshape(-1, targets, *parts[0].shape[1:])[: len(strengths)]
         for parts in zip(*solutions, strict=True)
@@ -369,16 +364,19 @@ class _Metric(NamedTuple):
     inverse: jax.Array  # [g, c, d + 1]
 
 
-@functools.partial(jax.jit, static_argnames="max_iterations", donate_argnames="history")
+@functools.partial(
+    jax.jit, static_argnames=("max_iterations", "targets"), donate_argnames="history"
+)
 def _solve_block(
     problem: _Problem,
     labels: jax.Array,  # int32 [n, g]
     penalties: jax.Array,  # [g]
     rise_of_penalty: jax.Array,  # [g] since the strength that the history is of
-    start: jax.Array,  # [g, c, d + 1]
-    history: _History,
+    start: jax.Array,  # [g, c, d + 1], of the block before
+    history: _History,  # of the block before
     tolerance: float,
     max_iterations: int,
+    targets: int,
 ) -> tuple[_Solution, _History]:
     features, row_weights, eigenvalues, _ = problem
     n, d = features.shape
@@ -559,10 +557,14 @@ def _solve_block(
         )
         return after, after.step > state.step  # ends with one that found nothing left to do
 
+    # The weakest strength of the block before is where every one of this block starts.
+    start = jnp.tile(start[-targets:], (g // targets, 1, 1))
+    steps, changes = (
+        jnp.tile(pairs[:, -targets:], (1, g // targets, 1, 1)) for pairs in history[:2]
+    )
     rise = rise_of_penalty[None, :, None, None] * penalised[None, None, None, :]
-    changes = history.changes + rise * history.steps
-    inverses = inverse_of(dot(history.steps, changes))
-    history = history._replace(changes=changes, inverses=inverses)
+    changes = changes + rise * steps
+    history = _History(steps, changes, inverse_of(dot(steps, changes)), history.written)
     count = jnp.zeros(g, jnp.int32)
     still = jnp.zeros(g, bool)
     state = _State(
