@@ -286,6 +286,7 @@ def _prepare(
         np.subtract(part, mean, out=block[: len(part)], casting="same_kind")
         block[: len(part)] *= inverse_scale
         array, covariance = _place(array, covariance, block, shares[first : first + size], first)
+        covariance.block_until_ready()  # or blocks that wait for their turn are a second copy
     eigenvalues, basis = jnp.linalg.eigh(covariance)
     array = _rotate(array, basis, size)
     return _Problem(array, jnp.asarray(shares), jnp.maximum(eigenvalues, 0.0), basis)

@@ -120,6 +120,59 @@ def test_nearby_sizes_share_one_compiled_program():
     assert linear._solve_block._cache_size() == before
 
 
+def test_targets_over_the_same_rows_are_what_single_fits_and_scikit_learn_say():
+    n = 600
+    features, labels = problem(n, 24, 4, decay=1.5, separation=0.4)
+    rng = np.random.default_rng(5)
+    columns = np.stack([labels, labels % 2, rng.permutation(labels)], axis=1)
+    classes, strengths = [4, 2, 4], (1e-1, 1e-3, 1e-4)
+    together = linear.fit_linear_targets(features, columns, classes, strengths=strengths)
+    assert [probe.weights.shape for probe in together] == [(3, c, 24) for c in classes]
+    for column, (probe, c) in enumerate(zip(together, classes, strict=True)):
+        assert probe.converged.shape == probe.iterations.shape == (3,)
+        assert probe.converged.all() and (probe.iterations > 0).all()
+        alone = linear.fit_linear(features, columns[:, column], c, strengths=strengths)
+        np.testing.assert_array_equal(probe.mean, alone.mean)
+        standard = (features.astype(np.float64) - probe.mean) * probe.inverse_scale
+        for i, strength in enumerate(strengths):
+            loss = log_loss(probe.logits(features, i), columns[:, column])
+            own = log_loss(alone.logits(features, i), columns[:, column])
+            assert loss == pytest.approx(own, abs=1e-5)
+            peer = LogisticRegression(C=1 / (n * strength), tol=1e-8, max_iter=20_000)
+            p = peer.fit(standard, columns[:, column]).predict_proba(standard)
+            assert loss == pytest.approx(
+                -np.log(p[np.arange(n), columns[:, column]]).mean(), abs=1e-4
+            )
+
+
+def test_each_target_and_strength_has_a_convergence_of_its_own():
+    features, labels = problem(400, 20, 4, decay=2.0, separation=0.3)
+    # Of labels that the features say nothing about, the gradient at W = 0 is small, and so is what
+    # 1e-5 of it asks for: they take more iterations or fewer, never the same.
+    columns = np.stack([labels, np.random.default_rng(0).permutation(labels)], axis=1)
+    probes = linear.fit_linear_targets(features, columns, 4)
+    iterations = np.stack([probe.iterations for probe in probes])
+    assert iterations.shape == (2, len(linear.STRENGTHS))
+    assert (iterations[0] != iterations[1]).any() and len(set(iterations[0])) > 3
+    few = linear.fit_linear_targets(features, columns, 4, max_iterations=5)
+    assert not any(probe.converged.all() for probe in few)
+    for probe in few:
+        assert probe.converged[0] and (probe.iterations <= 5).all()
+        assert ((probe.gradient <= linear.TOLERANCE) == probe.converged).all()
+
+
+def test_more_targets_than_share_one_product_are_all_solved():
+    features, labels = problem(300, 10, 3, decay=1.0, separation=0.4)
+    many = linear.SHARED // 3 + 2
+    rng = np.random.default_rng(2)
+    columns = np.stack([labels, *(rng.permutation(labels) for _ in range(many - 1))], axis=1)
+    probes = linear.fit_linear_targets(features, columns, 3, strengths=(1e-2,))
+    assert len(probes) == many and all(probe.converged.all() for probe in probes)
+    for column in (0, many - 1):
+        alone = linear.fit_linear(features, columns[:, column], 3, strengths=(1e-2,))
+        np.testing.assert_allclose(probes[column].weights, alone.weights, atol=2e-4)
+
+
 @pytest.mark.parametrize("n", [1, 256, 257, 1_000, 4_097, 21_026, 200_000])
 def test_padding_costs_at_most_a_quarter(n):
     rows = linear.padded_rows(n)
@@ -175,6 +228,22 @@ def test_bad_input_is_refused(change, message):
     arguments = {"n_classes": 4, **change}
     with pytest.raises(InputError, match=message):
         linear.fit_linear(features, labels, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("columns", "n_classes", "message"),
+    [
+        (lambda y: y, 4, r"100 rows: expected \[n, t\], not \(100,\)"),
+        (lambda y: np.stack([y, y], axis=1), [4], "1 numbers for 2 columns"),
+        (lambda y: np.stack([y, y], axis=1), [4, 5], "target 1: class 4 has no training example"),
+        (lambda y: np.stack([y, y], axis=1), [3, 4], "target 0: label 3 of training row"),
+        (lambda y: np.stack([y, y], axis=1)[:50], 4, r"100 rows: expected \[n, t\], not \(50, 2\)"),
+    ],
+)
+def test_bad_columns_of_labels_are_named(columns, n_classes, message):
+    features, labels = problem(100, 5, 4, decay=1.0, separation=0.5)
+    with pytest.raises(InputError, match=message):
+        linear.fit_linear_targets(features, columns(labels), n_classes)
 
 
 def test_a_feature_that_is_not_finite_is_named():
