@@ -550,7 +550,7 @@ def _solve_block(
         gradient = data_gradient_of(residual_of(logits)) + penalty * state.weights
         state = state._replace(logits=logits, gradient=gradient)
         metric = metric_of(logits)
-        end = state.step + REFRESH
+        end = state.step + jnp.clip(state.step, 4, REFRESH)
         after = jax.lax.while_loop(
             lambda state: unfinished(state) & (state.step < end),
             lambda state: iterate(state, metric),
