@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from bioimg_jax.benchmarks.ladder import STEP0
 from bioimg_jax.candidates import Candidate, Evaluation
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.pipeline import evaluation_batches
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.representations.nuclei import FEATURE_NAMES
-from bioimg_jax.statistics.comparisons import geometry_rows, similarity_rows
+from bioimg_jax.statistics.comparisons import drawn_rows, geometry_rows, similarity_rows
 from bioimg_jax.statistics.duplicates import duplicate_audit
 from bioimg_jax.statistics.identifiability import identifiability
 from bioimg_jax.statistics.segmentation_quality import segmentation_quality
@@ -79,9 +80,9 @@ def _compared(
     table_of: Callable[[str], FeatureTable],
 ) -> dict[str, Any]:
     """Encoders, their twins and the floors, by the default layer of each, on a part of the rows."""
-    twins = {one.name: f"{one.name}_step0" for one in evaluation.trained if one.held_out is None}
-    floors = [name for name, one in names.items() if one.encoder is None]
-    part = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 10 * COMPARED_ROWS)).astype(int))
+    twins = {one.name: one.name + STEP0 for one in evaluation.trained if one.held_out is None}
+    floors = [name for name, one in names.items() if one.encoder is None and one.kind != "metadata"]
+    part = np.sort(drawn_rows(rows, 10 * COMPARED_ROWS))
     tables = {}
     for name in (*twins, *twins.values(), *floors):
         table = table_of(name)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bioimg_jax.benchmarks.benchmark import Benchmark
+from bioimg_jax.benchmarks.benchmark import Benchmark, layers_for
 from bioimg_jax.candidates import Candidate
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.models import Encoder
@@ -44,10 +44,11 @@ def budget(
                 allowed = candidate.folds.get(target, [])
             for fold in (parts[i] for i in allowed):
                 for benchmark in benchmarks:
-                    fits += benchmark.fits * len(candidate.layers)
+                    layers = layers_for(benchmark, candidate.layers)
+                    fits += benchmark.fits * len(layers)
                     operations += sum(
-                        benchmark.operations(fold, width, n_classes[target])
-                        for width in candidate.layers.values()
+                        benchmark.operations(fold, candidate.layers[layer], n_classes[target])
+                        for layer in layers
                     )
     minutes = operations / (product_rate() * SHARE_OF_RATE) / 60
     return (

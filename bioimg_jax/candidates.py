@@ -13,17 +13,19 @@ import jax
 import numpy as np
 
 from bioimg_jax import mesh as meshes
-from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, TWIN, floor_ids
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, OWN, STEP0, TWIN, floor_ids
 from bioimg_jax.checkpoint import Saved
 from bioimg_jax.data.dataset import Dataset
+from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
 from bioimg_jax.mesh import Mesh
 from bioimg_jax.models import POOLINGS, Encoder, build_encoder
 from bioimg_jax.objectives import Objective, build_objective
-from bioimg_jax.representations.encoder import EncoderRepresentation, layers_of
+from bioimg_jax.representations.encoder import EncoderRepresentation, layers_of, token_count
 from bioimg_jax.representations.floors import Floors
-from bioimg_jax.representations.representation import Representation
+from bioimg_jax.representations.metadata import MetadataRepresentation, metadata_columns
+from bioimg_jax.representations.representation import TOKENS, Representation
 from bioimg_jax.representations.untrained import (
     Member,
     members,
@@ -34,6 +36,7 @@ from bioimg_jax.train_state import initial_key
 
 Config = Mapping[str, Any]
 
+METADATA = "metadata"  # in `evaluate.representations`: one for every target, never a floor
 DEFAULT_WIDTH = 384  # of random floors where there is no encoder to share it with
 
 
@@ -242,22 +245,29 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
     """Everything to score, in the order of the report. Names differ."""
     settings = evaluation.settings
     nothing = np.array([], np.int64)
+    floors = own_floors(evaluation)
+
+    def looks(encoder: Encoder) -> dict[str, Any]:
+        return {
+            "blocks": settings["blocks"],
+            "poolings": chosen_poolings(settings, encoder),
+            "image_px": evaluation.crop_px,
+        }
 
     def represent(name: str, kind: str, encoder: Encoder, variables: Any) -> Representation:
-        return EncoderRepresentation(
-            name,
-            kind,
-            encoder,
-            variables,
-            blocks=settings["blocks"],
-            poolings=chosen_poolings(settings, encoder),
-        )
+        return EncoderRepresentation(name, kind, encoder, variables, **looks(encoder))
 
     def layers(encoder: Encoder) -> dict[str, int]:
-        return layers_of(encoder, settings["blocks"], chosen_poolings(settings, encoder))
+        return layers_of(encoder, **looks(encoder))
+
+    def recorded(encoder: Encoder) -> dict[str, int]:
+        """What the features alone do not tell a probe."""
+        if TOKENS not in looks(encoder)["poolings"]:
+            return {}
+        return {TOKENS: token_count(encoder, evaluation.crop_px)}
 
     def of_checkpoint(one: Trained, untrained: bool) -> Candidate:
-        name = f"{one.name}_step0" if untrained else one.name
+        name = one.name + STEP0 if untrained else one.name
         kind = "untrained" if untrained else "trained"
         seed = one.saved.meta["seed"]
         saved = one.saved.at(0) if untrained else one.saved
@@ -280,12 +290,50 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
                 "weights": weights,
             },
             encoder=one.objective.encoder,
-            group=f"{one.group}_step0" if one.group and untrained else one.group,
+            group=one.group + STEP0 if one.group and untrained else one.group,
             folds=None if untrained else one.scorable(dataset),
             settings={
                 "step": 0 if untrained else one.saved.step,
                 **({"held_out": one.held_out} if one.held_out and not untrained else {}),
+                **recorded(one.objective.encoder),
             },
+        )
+
+    def on_layout(one: Trained) -> Candidate:
+        """The trained encoder, shown where the nuclei are and nothing else."""
+        own = of_checkpoint(one, untrained=False)
+        encoder, suffix = one.objective.encoder, OWN[ON_LAYOUT]
+        make = functools.partial(
+            floors.on_layout,
+            own.name + suffix,
+            encoder,
+            lambda: one.variables(evaluation.mesh),
+            **looks(encoder),
+        )
+        return dataclasses.replace(
+            own,
+            name=own.name + suffix,
+            kind="layout",
+            make=make,
+            identity={**own.identity, "shown": "layout"},
+            group=own.group + suffix if own.group else "",
+        )
+
+    def of_metadata(target: Target) -> Candidate | None:
+        """What the audit of a target is about, scored like any other; None without columns."""
+        columns = metadata_columns(target, dataset.declaration.nuisance)
+        if not columns:
+            return None
+        made = functools.partial(MetadataRepresentation, dataset.metadata, columns)
+        return Candidate(
+            name=f"metadata_{target.name}",
+            kind="metadata",
+            seed=0,
+            saw=nothing,
+            make=made,
+            layers=made().layers,
+            identity={"representation": "metadata", "columns": columns},
+            folds={target.name: range(len(dataset.folds(target.name)))},
         )
 
     def at_random(member: Member) -> Candidate:
@@ -306,7 +354,7 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
             identity=identity,
             encoder=encoder,
             group=member.group,
-            settings=member.settings,
+            settings={**member.settings, **recorded(encoder)},
         )
 
     found = []
@@ -314,16 +362,20 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
         found.append(of_checkpoint(one, untrained=False))
         if one.held_out is None:
             found.append(of_checkpoint(one, untrained=True))
+            if floors.has_on_layout:
+                found.append(on_layout(one))
     found += map(at_random, untrained_members(evaluation))
     if settings["resnet18"]:
         found.append(at_random(random_resnet18(evaluation.channels)))
-    floors = own_floors(evaluation)
     for name in floors.names:
         make = functools.partial(floors.make, name)
         floor = make()  # without weights it costs nothing
         found.append(
             Candidate(name, floor.kind, 0, nothing, make, floor.layers, floors.identity(name))
         )
+    if METADATA in added_representations(settings):
+        about = map(of_metadata, dataset.declaration.targets)
+        found += [candidate for candidate in about if candidate is not None]
     return found
 
 
@@ -354,12 +406,12 @@ def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:
     """Those of `evaluate.poolings` that the encoder has; a ResNet has no cls."""
     wanted = [part.strip() for part in settings["poolings"].split(",") if part.strip()]
     for pooling in wanted:
-        if pooling not in POOLINGS:
+        if pooling not in (*POOLINGS, TOKENS):
             raise InputError(
-                f"evaluate.poolings: {pooling!r}, expected some of {', '.join(POOLINGS)}"
+                f"evaluate.poolings: {pooling!r}, expected some of {', '.join(POOLINGS)}, {TOKENS}"
             )
-    found = [pooling for pooling in wanted if pooling in encoder.pooled_keys]
-    if not found:
+    found = [pooling for pooling in wanted if pooling in (*encoder.pooled_keys, TOKENS)]
+    if not set(found) - {TOKENS}:
         raise InputError(
             f"evaluate.poolings: {settings['poolings']!r}, but {encoder.name} has "
             f"{', '.join(encoder.pooled_keys)}"
@@ -367,12 +419,17 @@ def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:
     return found
 
 
+def added_representations(settings: Config) -> list[str]:
+    """Those of `evaluate.representations`: names, and Python files."""
+    return [part.strip() for part in settings["representations"].split(",") if part.strip()]
+
+
 def own_floors(evaluation: Evaluation) -> Floors:
     """Pixels, what `evaluate.floors` lists besides chance and the untrained ones, and what
     `evaluate.representations` adds to be shown; `InputError` for one that does not exist."""
     settings = evaluation.settings
     listed = [f for f in floor_ids(settings["floors"]) if f not in (CHANCE, TWIN, FAMILY)]
-    added = [part.strip() for part in settings["representations"].split(",") if part.strip()]
+    added = [name for name in added_representations(settings) if name != METADATA]
     return Floors(
         evaluation.channels,
         evaluation.encoders[0].width if evaluation.encoders else DEFAULT_WIDTH,

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from bioimg_jax import command_line
+from bioimg_jax.benchmarks.ladder import CHANCE
 from bioimg_jax.candidates import (
+    METADATA,
     Candidate,
     Evaluation,
     build_evaluation,
@@ -31,8 +33,8 @@ from bioimg_jax.mesh import settle_cpu
 FORMATS = (".h5ad", ".parquet")
 HELP = f"""{__doc__}
 --checkpoint=PATH      a work directory of a training, or its checkpoints/STEP
---representation=NAME  instead of the trained encoder: pixels, nuclei, layout, NAME_step0 ... or a
-                       Python file with a function build(channels, width)
+--representation=NAME  instead of the trained encoder: pixels, nuclei, layout, NAME_step0,
+                       metadata_TARGET ... or a Python file with a function build(channels, width)
 --layer=NAME           of a Parquet file; the last block's by default
 --config.KEY=VALUE     changes a key of the config file, which explains them
 --out=FILE             .h5ad (all layers) or .parquet (one layer)"""
@@ -79,13 +81,20 @@ def _find(evaluation: Evaluation, dataset: Dataset, wanted: str) -> Candidate:
         return next(iter(found.values()))
     if wanted in found:
         return found[wanted]
-    settings = {**evaluation.settings, "representations": wanted}
-    alone = dataclasses.replace(evaluation, config={**evaluation.config, "evaluate": settings})
-    floors = own_floors(alone)
-    if floors.omitted:
-        raise InputError(f"--representation={wanted}: {next(iter(floors.omitted.values()))}")
-    name = floors.names[-1]
-    return next(one for one in candidates(alone, dataset) if one.name == name)
+
+    def showing(representations: str) -> Evaluation:
+        settings = {**evaluation.settings, "floors": CHANCE, "representations": representations}
+        config = {**evaluation.config, "evaluate": settings}
+        return dataclasses.replace(evaluation, config=config)
+
+    alone = showing(METADATA if wanted.startswith(f"{METADATA}_") else wanted)
+    if omitted := own_floors(alone).omitted:
+        raise InputError(f"--representation={wanted}: {next(iter(omitted.values()))}")
+    always = {one.name for one in candidates(showing(""), dataset)}
+    more = {one.name: one for one in candidates(alone, dataset) if one.name not in always}
+    if not more:
+        raise InputError(f"--representation={wanted}: there is none of it here")
+    return more.get(wanted, next(iter(more.values())))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import bioimg_jax
 from bioimg_jax import command_line, illustrate
 from bioimg_jax.audits import audits
-from bioimg_jax.benchmarks.benchmark import Benchmark
+from bioimg_jax.benchmarks.benchmark import Benchmark, layers_for
 from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_member, untrained_distribution
 from bioimg_jax.benchmarks.registry import find_benchmarks
 from bioimg_jax.benchmarks.score import Score, headline_rows
@@ -36,6 +36,7 @@ from bioimg_jax.candidates import (
     Trained,
     build_evaluation,
     candidates,
+    chosen_poolings,
     own_floors,
 )
 from bioimg_jax.checkpoint import open_checkpoint
@@ -50,6 +51,7 @@ from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.representations.encoder import EncoderRepresentation
+from bioimg_jax.representations.representation import TOKENS
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.plan import Design, plan_table
@@ -105,8 +107,8 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
                     if allowed is not None:
                         part = [part[j] for j in allowed]
                     scores += _scores(
-                        evaluation, dataset, rows, table, candidate, benchmark, target, part,
-                        workdir,
+                        evaluation, dataset, rows, table.only(layers_for(benchmark, table.widths)),
+                        candidate, benchmark, target, part, workdir,
                     )  # fmt: skip
                     if stop.received:
                         raise Preempted("stopped while evaluating; what is finished is kept")
@@ -211,6 +213,12 @@ def check_settings(evaluation: Evaluation, dataset: Dataset) -> None:
     for benchmark in chosen_benchmarks(evaluation.settings):
         for target in targets:
             benchmark.check(target)
+        for encoder in evaluation.encoders if benchmark.tokens else ():
+            if TOKENS not in chosen_poolings(evaluation.settings, encoder):
+                raise InputError(
+                    f"evaluate.benchmarks: {benchmark.name} looks at the tokens of an encoder; "
+                    f"add {TOKENS!r} to evaluate.poolings"
+                )
     subset(evaluation.config, dataset, targets, "max_examples")
 
 
@@ -375,7 +383,7 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
                 value=float(np.mean(values)),
                 per_unit=per_unit,
                 interval=t_interval(list(per_unit.values()), train_overlap=overlap[target]),
-                other_metrics={},
+                other_metrics=_averaged_metrics(members),
                 settings={
                     **{k: v for k, v in members[0].settings.items() if k not in ("folds", "seed")},
                     "seeds": [member.seed for member in members],
@@ -385,6 +393,15 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
             )
         )
     return rows
+
+
+def _averaged_metrics(members: Sequence[Score]) -> dict[str, float | None]:
+    """Their other metrics, averaged where every one of them has it."""
+    means: dict[str, float | None] = {}
+    for name in members[0].other_metrics:
+        values = [v for one in members if (v := one.other_metrics.get(name)) is not None]
+        means[name] = float(np.mean(values)) if len(values) == len(members) else None
+    return means
 
 
 def _overlap(folds: Sequence[Fold]) -> float:

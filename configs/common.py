@@ -64,13 +64,17 @@ def adamw() -> dict[str, Any]:
 def evaluation(**changes: Any) -> dict[str, Any]:
     """What is scored, on what, and what it is held against; named before the run."""
     return {
-        "benchmarks": "linear",  # any of linear, knn, few_shot, ridge, or your_own.py
+        # Any of linear, knn, few_shot, ridge, attentive (which needs the pooling tokens), or
+        # your_own.py.
+        "benchmarks": "linear",
         "untrained_seeds": 5,  # other random initialisations, of every variant of the encoder
         "untrained_variants": "",  # of it: "layerscale=1;layerscale=1e-4,dtype=bfloat16"
         "resnet18": True,  # a randomly initialised ResNet-18
-        "representations": "",  # more to show: nuclei, layout, texture_bank, or your_own.py
+        # More to show: nuclei, layout, layout_rendered, layout_trained, texture_bank, metadata, or
+        # your_own.py.
+        "representations": "",
         "blocks": 4,  # depths to probe, the last one included; 0: all
-        "poolings": "cls,mean",
+        "poolings": "cls,mean",  # any of cls, mean, mean_std, tokens
         # lambda of the linear probe
         "strengths": "1e2,1e1,1e0,1e-1,1e-2,1e-3,1e-4,1e-5,1e-6",
         # What a score is held against, listed before the run: benchmarks/ladder.py.

@@ -75,10 +75,13 @@ def test_floors_and_untrained_twins_are_embedded_the_same_way(
     for name, flags in (
         ("texture_bank", {"config.data.crop_px": 64}),
         ("mae_vit_step0", {"checkpoint": trained}),
+        ("layout_trained", {"checkpoint": trained}),
+        ("metadata_treatment", {"config.data.crop_px": 64}),
     ):
         out = tmp_path / f"{name}.h5ad"
         assert embed.main(arguments(prepared_cells, out, representation=name, **flags)) == 0
-        assert read_table(out).provenance["representation"] == name
+        expected = "mae_vit_on_layout" if name == "layout_trained" else name
+        assert read_table(out).provenance["representation"] == expected
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,10 @@ def test_floors_and_untrained_twins_are_embedded_the_same_way(
         ({}, "--checkpoint=PATH or --representation=NAME is missing"),
         ({"representation": "pixel", "config.data.crop_px": 64}, "'pixel', expected some of"),
         ({"representation": "pixels"}, "data.crop_px: 0 stands for the crop"),
+        (
+            {"representation": "layout_trained", "config.data.crop_px": 64},
+            "there is none of it here",
+        ),
         ({"checkpoint": "nowhere"}, "there is no folder"),
     ],
 )

@@ -284,6 +284,8 @@ def test_the_plan_needs_no_compute_and_no_work_directory(
         ({"evaluate__benchmarks": "linear,linear"}, "names 'linear' twice"),
         ({"evaluate__benchmarks": "nowhere.py"}, "nowhere.py: there is no such file"),
         ({"evaluate__representations": "nowhere.py"}, "nowhere.py: there is no such file"),
+        ({"evaluate__benchmarks": "attentive"}, "add 'tokens' to evaluate.poolings"),
+        ({"evaluate__poolings": "tokens"}, "evaluate.poolings: 'tokens', but vit has cls, mean"),
         ({"data__crop_px": 96}, "an image of 64 x 64 px has no crop of 96"),
     ],
 )

@@ -221,14 +221,16 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
 
 
 def test_every_benchmark_is_scored_beside_its_floors(prepared_cells: Path, tmp_path: Path) -> None:
-    workdir, benchmarks = tmp_path / "run", "ridge,knn,few_shot,linear"
+    workdir, benchmarks = tmp_path / "run", "ridge,knn,few_shot,linear,attentive"
     given = tiny.arguments(
         prepared_cells,
         workdir,
         evaluate__benchmarks=benchmarks,
-        evaluate__floors="chance,pixels,twin",
+        evaluate__floors="chance,pixels,twin,layout_trained",
+        evaluate__representations="metadata",
         evaluate__untrained_seeds=0,
         evaluate__blocks=1,
+        evaluate__poolings="mean,tokens",
     )
     assert main(given) == 0
     results = json.loads((workdir / "results.json").read_text())
@@ -237,8 +239,15 @@ def test_every_benchmark_is_scored_beside_its_floors(prepared_cells: Path, tmp_p
     assert found == {(b, t["name"]) for b in benchmarks.split(",") for t in results["targets"]}
     for name in benchmarks.split(","):
         rows = [row for row in results["scores"] if row["benchmark"] == name]
-        assert {r["representation"] for r in rows} == {"mae_vit", "mae_vit_step0", "pixels"}
+        for target in (t["name"] for t in results["targets"]):
+            assert {r["representation"] for r in rows if r["target"] == target} == {
+                "mae_vit", "mae_vit_step0", "mae_vit_on_layout", "pixels", f"metadata_{target}",
+            }  # fmt: skip
         assert all(np.isfinite(row["value"]) for row in rows)
+        seen = {r["pooling"] for r in rows if r["representation"] == "mae_vit"}
+        assert seen == ({"tokens"} if name == "attentive" else {"mean"})
+    page = (workdir / "report.html").read_text()
+    assert "layout_trained" in page and "metadata_treatment" in page
 
 
 def test_dry_run_tells_and_writes_nothing(

@@ -34,6 +34,7 @@ class FewShot:
     seed: int = 0
     distance: str = "euclidean"
     name: str = "few_shot"
+    tokens = False
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ class Knn:
     ks: tuple[int, ...] = KS
     temperature: float = TEMPERATURE
     name: str = "knn"
+    tokens = False
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ A floor has an id in the config (`evaluate.floors`), named before the run, and o
 
     chance     what guessing scores
     twin       the encoder's own step-0 weights, searched over block, pooling and strength alike
+    layout_trained  the encoder itself, shown the mask of the nuclei instead of the image
     selected   one member of the untrained family, chosen on validation units only
     NAME       any other representation of the run by its name: "pixels"
 """
@@ -17,8 +18,10 @@ from bioimg_jax.benchmarks.score import SELECTED, Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.verdict import Case
 
-CHANCE, TWIN, FAMILY = "chance", "twin", "selected"
+CHANCE, TWIN, FAMILY, ON_LAYOUT = "chance", "twin", "selected", "layout_trained"
 STEP0 = "_step0"  # ends the name of a twin
+# Floors that every encoder has one of its own of, by the end of their names.
+OWN = {TWIN: STEP0, ON_LAYOUT: "_on_layout"}
 
 
 def floor_ids(text: str) -> tuple[str, ...]:
@@ -162,11 +165,11 @@ def _floor(
     first = encoders[0]
     if floor == CHANCE:
         return None if first.chance is None else dict.fromkeys(first.per_unit, first.chance)
-    if floor == TWIN:
-        twins = _twins(encoders, scores)
-        if len(twins) < len(encoders):
+    if floor in OWN:
+        own = _own(floor, encoders, scores)
+        if len(own) < len(encoders):
             return None
-        return {u: float(np.mean([t.per_unit[u] for t in twins])) for u in first.per_unit}
+        return {u: float(np.mean([one.per_unit[u] for one in own])) for u in first.per_unit}
     if floor == FAMILY:
         member = _selected(encoders, scores)
         return None if member is None else member.per_unit
@@ -174,13 +177,13 @@ def _floor(
     return named[0].per_unit if named else None
 
 
-def _twins(encoders: Sequence[Score], scores: Sequence[Score]) -> list[Score]:
-    names = {encoder.representation + STEP0 for encoder in encoders}
+def _own(floor: str, encoders: Sequence[Score], scores: Sequence[Score]) -> list[Score]:
+    names = {encoder.representation + OWN[floor] for encoder in encoders}
     return [s for s in scores if s.representation in names]
 
 
 def _selected(encoders: Sequence[Score], scores: Sequence[Score]) -> Score | None:
-    twins = {twin.representation for twin in _twins(encoders, scores)}
+    twins = {twin.representation for twin in _own(TWIN, encoders, scores)}
     family = [
         s
         for s in scores

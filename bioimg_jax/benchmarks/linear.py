@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from bioimg_jax.benchmarks.classification import check_target, classification_scores, one_hot
 from bioimg_jax.benchmarks.score import Score
@@ -22,6 +23,7 @@ class Linear:
 
     strengths: tuple[float, ...] = STRENGTHS
     name: str = "linear"
+    tokens = False
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -82,6 +84,4 @@ class _Fitted:
 
     def answer(self, features: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray]:
         logits = self.probe.logits(features, candidate)
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probability = shifted / shifted.sum(axis=1, keepdims=True)
-        return one_hot(logits.argmax(axis=1), logits.shape[1]), probability
+        return one_hot(logits.argmax(axis=1), logits.shape[1]), softmax(logits, axis=1)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bioimg_jax.benchmarks.attentive import Attentive
 from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.few_shot import FewShot
 from bioimg_jax.benchmarks.knn import Knn
@@ -31,6 +32,7 @@ def find_benchmarks(text: str, options: Mapping[str, Any]) -> list[Benchmark]:
         "linear": lambda: Linear(tuple(options["strengths"])),
         "knn": Knn,
         "few_shot": FewShot,
+        "attentive": Attentive,
         "ridge": Ridge,
     }
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -76,6 +78,10 @@ class _Own:
     @property
     def identity(self) -> Mapping[str, Any]:
         return {"own": self.benchmark.identity, "file": self.file}
+
+    @property
+    def tokens(self) -> bool:
+        return getattr(self.benchmark, "tokens", False)
 
     @property
     def fits(self) -> int:

@@ -24,6 +24,7 @@ class Ridge:
 
     alphas: tuple[float, ...] = ALPHAS
     name: str = "ridge"
+    tokens = False
 
     @property
     def identity(self) -> Mapping[str, Any]:

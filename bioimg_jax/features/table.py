@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class FeatureTable:
             raise InputError(f"{self.path}: no layer {name!r}; it has {', '.join(self.widths)}")
         with h5py.File(self.path, "r") as file:
             return file[_key(name, self.default)].astype(np.float32)[:]
+
+    def only(self, layers: Collection[str]) -> "FeatureTable":
+        """The same table with some of its layers."""
+        widths = {name: width for name, width in self.widths.items() if name in layers}
+        return dataclasses.replace(self, widths=widths)
 
     def to_anndata(self) -> anndata.AnnData:
         """The whole table in memory, as any other program reads it."""

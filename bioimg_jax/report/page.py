@@ -12,6 +12,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from bioimg_jax.benchmarks.ladder import FAMILY, OWN, STEP0
 from bioimg_jax.benchmarks.score import SELECTED, headline_rows
 from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
@@ -166,9 +167,9 @@ def _floor_names(
     found: dict[str, str] = {}
     selected = results["selected"].get(benchmark, {}).get(target, {})
     for floor in results["floors"]:
-        if floor == "twin":
-            found |= {f"{encoder}_step0": "twin" for encoder in encoders}
-        elif floor == "selected":
+        if floor in OWN:
+            found |= {encoder + OWN[floor]: floor for encoder in encoders}
+        elif floor == FAMILY:
             members = {selected.get(encoder) for encoder in encoders} - {None}
             groups = {
                 row["settings"]["group"]: row["representation"]
@@ -190,7 +191,7 @@ def _beside(results: Mapping[str, Any]) -> str:
         values = {}
         for row in rows:
             chance, name = row["chance"], row["representation"]
-            shown = row["kind"] in ("trained", "imported", "pixels") or name.endswith("_step0")
+            shown = row["kind"] in ("trained", "imported", "pixels") or name.endswith(STEP0)
             if shown and chance is not None and not row["settings"].get("held_out"):
                 values[name] = (row["value"] - chance) / max(1 - chance, 1e-9)
         lines.append((target["name"], bool(target["nuisance"]), values))
@@ -205,7 +206,7 @@ def _by_block(results: Mapping[str, Any]) -> dict[str, str]:
     encoders = [one["name"] for one in results["encoders"]]
     for target in results["targets"]:
         for encoder in encoders:
-            names = (encoder, f"{encoder}_step0")
+            names = (encoder, encoder + STEP0)
             rows = [
                 row
                 for row in results["scores"]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from bioimg_jax.data import transforms
-from bioimg_jax.representations.representation import Batch
+from bioimg_jax.representations.representation import TOKENS, Batch
 
 if TYPE_CHECKING:
     from bioimg_jax.models import Encoder
@@ -19,13 +20,15 @@ class EncoderRepresentation:
 
     Layers are "block03/mean" (third block, patch mean) for evenly spaced blocks, and
     "final/mean" for the last block after the final norm. All poolings of the encoder are kept:
-    which block and pooling to use is decided on validation groups, not here.
+    which block and pooling to use is decided on validation groups, not here. With the pooling
+    "tokens" there is a layer "final/tokens" too, [b, tokens x width], for the attentive probe.
 
     Args:
       variables: {"params", "stats"}; `encoder.init(key)` for an untrained one. Normalisation
         statistics are used as they are and never estimated on the images at hand.
       blocks: how many depths, the last one included; 0 for all.
-      poolings: a subset of `encoder.pooled_keys`; None for all.
+      poolings: a subset of `encoder.pooled_keys`, None for all; "tokens" beside them.
+      image_px: side of the images, which "tokens" needs.
       epsilon: of the self-standardisation of each image and channel.
     """
 
@@ -40,6 +43,7 @@ class EncoderRepresentation:
         *,
         blocks: int = 4,
         poolings: Sequence[str] | None = None,
+        image_px: int | None = None,
         epsilon: float = 1e-6,
     ) -> None:
         self.name = name
@@ -47,23 +51,43 @@ class EncoderRepresentation:
         self._variables = variables
         poolings = tuple(encoder.pooled_keys if poolings is None else poolings)
         depths = evenly_spaced(len(encoder.block_widths), blocks)
-        self.layers = layers_of(encoder, blocks, poolings)
+        self.layers = layers_of(encoder, blocks, poolings, image_px)
         self._extract = _extractor(encoder, depths, poolings, epsilon)
 
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         return self._extract(self._variables, batch["image"])
 
 
-def layers_of(encoder: "Encoder", blocks: int, poolings: Sequence[str]) -> dict[str, int]:
+def layers_of(
+    encoder: "Encoder", blocks: int, poolings: Sequence[str], image_px: int | None = None
+) -> dict[str, int]:
     """Layer name -> width, as `EncoderRepresentation.layers`, without any weights."""
     depth = len(encoder.block_widths)
-    return {
+    layers: dict[str, int] = {}
+    if TOKENS in poolings:
+        if image_px is None:
+            raise ValueError("tokens are counted on images of some size: image_px is missing")
+        layers[f"final/{TOKENS}"] = token_count(encoder, image_px) * encoder.width
+    return layers | {
         f"{_block_name(position, depth)}/{pooling}": (
             encoder.block_widths[position] * (2 if pooling == "mean_std" else 1)
         )
         for position in evenly_spaced(depth, blocks)
         for pooling in poolings
+        if pooling != TOKENS
     }
+
+
+@functools.cache
+def token_count(encoder: "Encoder", image_px: int) -> int:
+    """Tokens of an image of that side, the cls token included where there is one."""
+
+    def encode(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        return encoder.apply(variables, images, train=False)[0].tokens
+
+    shape = (1, image_px, image_px, len(encoder.channels))
+    variables = jax.eval_shape(encoder.init, jax.random.key(0))
+    return jax.eval_shape(encode, variables, jax.ShapeDtypeStruct(shape, jnp.float32)).shape[1]
 
 
 def evenly_spaced(depth: int, blocks: int) -> tuple[int, ...]:
@@ -111,5 +135,9 @@ def _extract(
     for position in depths:
         pooled = encoded.pooled if position == depth - 1 else encoded.blocks[position]
         for pooling in poolings:
+            if pooling == TOKENS:
+                if position == depth - 1:
+                    features[f"final/{TOKENS}"] = encoded.tokens.reshape(len(images), -1)
+                continue
             features[f"{_block_name(position, depth)}/{pooling}"] = pooled[pooling]
     return features

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bioimg_jax.errors import InputError
 from bioimg_jax.extensions import check_name, digest, load_build
@@ -12,12 +14,17 @@ from bioimg_jax.representations.layout import LayoutRepresentation
 from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter
 from bioimg_jax.representations.pixels import PixelRepresentation
 from bioimg_jax.representations.random_projection import RandomProjectionRepresentation
+from bioimg_jax.representations.rendered_layout import RenderedLayoutRepresentation
 from bioimg_jax.representations.representation import KINDS, Representation
 from bioimg_jax.representations.texture import TextureBankRepresentation
 
+if TYPE_CHECKING:
+    from bioimg_jax.models import Encoder
+
 DNA = ("DNA", "DAPI", "Hoechst")
 RGB = ("R", "G", "B")
-SEGMENTED = ("nuclei", "layout", "combined")
+SEGMENTED = ("nuclei", "layout", "layout_rendered", "layout_trained", "combined")
+ON_LAYOUT = "layout_trained"  # one for every encoder: `Floors.on_layout`
 KEY = "evaluate.representations"
 
 
@@ -47,6 +54,7 @@ class Floors:
             "pixels": lambda: PixelRepresentation(self._channels),
             "nuclei": lambda: NucleiRepresentation(self._segmented()),
             "layout": lambda: LayoutRepresentation(self._segmented()),
+            "layout_rendered": lambda: RenderedLayoutRepresentation.untrained(self._segmented()),
             "combined": lambda: CombinedRepresentation(
                 [self.make(part) for part in ("pixels", "nuclei", "layout")]
             ),
@@ -59,10 +67,10 @@ class Floors:
             self._add(path)
         names = tuple(dict.fromkeys([*names, *self._files]))
         for name in names:
-            if name not in self._makers:
+            if name not in (*self._makers, ON_LAYOUT):
                 raise InputError(
                     f"evaluate.floors: {name!r}, expected some of chance, twin, selected, "
-                    f"{', '.join(self._makers)}"
+                    f"{ON_LAYOUT}, {', '.join(self._makers)}"
                 )
         # A floor that these images cannot have is left out, and every verdict says so.
         self.omitted: dict[str, str] = {}
@@ -72,10 +80,27 @@ class Floors:
                 f"set has {', '.join(self._channels)}"
             )
             self.omitted = {name: reason for name in names if name in SEGMENTED}
-        self.names = tuple(name for name in names if name not in self.omitted)
+        self.names = tuple(name for name in names if name not in (*self.omitted, ON_LAYOUT))
+        self.has_on_layout = ON_LAYOUT in names and ON_LAYOUT not in self.omitted
 
     def make(self, name: str) -> Representation:
         return self._makers[name]()
+
+    def on_layout(
+        self, name: str, encoder: "Encoder", variables: Callable[[], Any], **options: Any
+    ) -> Representation:
+        """An encoder of these images that is shown where the nuclei are: in the stain's channel.
+
+        The channel that is segmented has the distances to the edge, the others nothing; nuclei of
+        brightfield images are dark. options: of `RenderedLayoutRepresentation`.
+        """
+        segmenter, stain = self._segmented(), self._stain()
+        paint = np.zeros((2, len(self._channels)), np.float32)
+        if stain == "haematoxylin":
+            paint[0] = -1.0
+        else:
+            paint[1, self._channels.index(stain or "")] = 1.0
+        return RenderedLayoutRepresentation(name, segmenter, encoder, variables, paint, **options)
 
     def identity(self, name: str) -> Mapping[str, Any]:
         """What its features depend on besides the images, as plain JSON."""
@@ -87,7 +112,8 @@ class Floors:
     def _add(self, path: Path) -> None:
         representation = load_build(path, KEY)(self._channels, self._width)
         name, kind = representation.name, representation.kind
-        check_name(name, {*self._makers, "chance", "twin", "selected"}, f"{KEY}: {path}")
+        taken = {*self._makers, "chance", "twin", "selected", ON_LAYOUT, "metadata"}
+        check_name(name, taken, f"{KEY}: {path}")
         if kind not in KINDS:
             raise InputError(f"{KEY}: {path}: kind {kind!r}, expected one of {', '.join(KINDS)}")
         self._files[name] = path

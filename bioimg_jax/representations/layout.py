@@ -179,3 +179,8 @@ def render_mask(labels: np.ndarray) -> np.ndarray:
             depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
             image[..., 1][box] += (depth * mask).astype(np.float32)
     return image
+
+
+def rendered_mask(labels: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """`render_mask` in one row, as `Segmenter.measure` wants it."""
+    return render_mask(labels).ravel()

@@ -26,7 +26,7 @@ class MetadataRepresentation:
 
     Args:
       metadata: a row an example, row i that of example i: what a batch's "index" counts.
-      columns: those to use; see `for_target`.
+      columns: those to use; see `metadata_columns`.
 
     Raises:
       InputError: no column, or one that the metadata does not have.
@@ -63,14 +63,6 @@ class MetadataRepresentation:
         self._values = np.stack(values, axis=1) if values else np.zeros((len(metadata), 0))
         self.layers = {"metadata": len(self.feature_names)}
 
-    @classmethod
-    def for_target(
-        cls, metadata: pd.DataFrame, target: Target, nuisance: Sequence[str] = ()
-    ) -> "MetadataRepresentation":
-        """From the target's audit columns and the nuisance columns, never from its own label."""
-        columns = dict.fromkeys((*target.audit, *nuisance))
-        return cls(metadata, [column for column in columns if column != target.column])
-
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         """[b, width] from "index" [b]; `InputError` for an example that the table does not have."""
         index = np.asarray(batch["index"])
@@ -88,3 +80,9 @@ class MetadataRepresentation:
             index[rows]
         ]
         return {"metadata": jnp.asarray(features)}
+
+
+def metadata_columns(target: Target, nuisance: Sequence[str] = ()) -> list[str]:
+    """The target's audit columns and the nuisance columns, never its own label."""
+    columns = dict.fromkeys((*target.audit, *nuisance))
+    return [column for column in columns if column != target.column]

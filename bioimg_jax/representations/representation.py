@@ -11,6 +11,10 @@ import numpy as np
 
 Batch = Mapping[str, Any]  # "image" [b, h, w, c] storage dtype, "index" int [b], "mask" bool [b]
 
+# A layer "final/tokens" has an encoder's tokens one after the other, for the attentive probe. It
+# is asked for like a pooling, and not pooled.
+TOKENS = "tokens"
+
 KINDS = (
     "trained",
     "untrained",
@@ -24,6 +28,10 @@ KINDS = (
     "truth",
     "metadata",  # of the audit: never a rung of the ladder
 )
+
+
+def is_tokens(layer: str) -> bool:
+    return layer.endswith(f"/{TOKENS}")
 
 
 class Representation(Protocol):

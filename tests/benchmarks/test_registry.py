@@ -15,8 +15,10 @@ from bioimg_jax.data.splits import make_folds
 from bioimg_jax.errors import InputError
 from tests.benchmarks.plates import COMPOUND, PLATE, features, metadata, table
 
-NAMES = ("linear", "knn", "few_shot", "ridge")
-OTHERS = NAMES[1:]  # what test_classification.py says of the linear probe
+NAMES = ("linear", "knn", "few_shot", "ridge", "attentive")
+OTHERS = NAMES[
+    1:4
+]  # attentive shares its code with linear; what test_classification.py says of the linear probe
 OPTIONS = {"strengths": (1e-1,)}
 
 

@@ -7,8 +7,8 @@ import pytest
 from bioimg_jax.errors import InputError
 from bioimg_jax.representations.floors import Floors
 
-NAMES = ("pixels", "nuclei", "layout", "combined", "texture_bank", "random_projection",
-         "aggregation_noise")  # fmt: skip
+NAMES = ("pixels", "nuclei", "layout", "layout_rendered", "combined", "texture_bank",
+         "random_projection", "aggregation_noise")  # fmt: skip
 OWN = """
 class Brightest:
     name, kind, dtype = "{name}", "{kind}", "float32"
@@ -33,14 +33,15 @@ def test_every_floor_is_made_under_its_own_name(channels: tuple[str, ...]) -> No
 
 def test_nuclei_and_layout_share_their_segmentation() -> None:
     floors = Floors(("DNA",), 8)
-    assert floors.make("nuclei").segmenter is floors.make("layout").segmenter  # type: ignore[attr-defined]
+    made = [floors.make(name) for name in ("nuclei", "layout", "layout_rendered")]
+    assert len({id(one.segmenter) for one in made}) == 1  # type: ignore[attr-defined]
 
 
 def test_unknown_names_are_told_and_impossible_floors_are_left_out_with_the_reason() -> None:
     with pytest.raises(InputError, match="'pixel', expected some of chance, twin, selected, pix"):
         Floors(("grey",), 8, ["pixel"])
     floors = Floors(("grey",), 8, NAMES)
-    assert set(floors.omitted) == {"nuclei", "layout", "combined"}
+    assert set(floors.omitted) == {"nuclei", "layout", "layout_rendered", "combined"}
     assert "the data set has grey" in floors.omitted["nuclei"]
     assert floors.names == ("pixels", "texture_bank", "random_projection", "aggregation_noise")
 
