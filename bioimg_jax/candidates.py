@@ -25,7 +25,7 @@ from bioimg_jax.objectives import Objective, build_objective
 from bioimg_jax.representations.encoder import EncoderRepresentation, layers_of, token_count
 from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.metadata import MetadataRepresentation, metadata_columns
-from bioimg_jax.representations.representation import TOKENS, Representation
+from bioimg_jax.representations.representation import ENCODERS, TOKENS, Representation
 from bioimg_jax.representations.untrained import (
     Member,
     members,
@@ -37,6 +37,7 @@ from bioimg_jax.train_state import initial_key
 Config = Mapping[str, Any]
 
 METADATA = "metadata"  # in `evaluate.representations`: one for every target, never a floor
+CLAIMS = ("checkpoints", "method")
 DEFAULT_WIDTH = 384  # of random floors where there is no encoder to share it with
 
 
@@ -108,7 +109,7 @@ class Trained:
     def scorable(self, dataset: Dataset) -> dict[str, list[int]] | None:
         """The folds it may be scored on; None for all. One that held out a fold answers for it."""
         fold = self._fold(dataset)
-        if fold is None:
+        if fold is None or self.saw(dataset) is None:
             return None
         primary = dataset.declaration.targets[0].name
         folds = dataset.folds(primary)
@@ -121,14 +122,20 @@ class Trained:
 
 def open_trained(checkpoints: Sequence[Saved]) -> tuple[Trained, ...]:
     """Names for the checkpoints of one evaluation, and groups for seeds of one recipe."""
-    names, recipes = [], []
-    for saved in checkpoints:
+    names, recipes, seeds = [], [], collections.defaultdict(list)
+    for i, saved in enumerate(checkpoints):
         meta = saved.meta
         names.append(f"{meta['objective']['name']}_{meta['encoder']['name']}")
-        recipe = {k: v for k, v in meta.items() if k not in ("seed",)} | {"step": saved.step}
+        recipe = {k: v for k, v in meta.items() if k != "seed"} | {"step": saved.step}
+        if "recipe" not in meta:  # an older checkpoint: nobody knows what it shares with others
+            recipe["number"] = i
         recipes.append(json.dumps(recipe, sort_keys=True))
+        if not meta["data"]["hold_out"]:
+            seeds[recipes[i]].append(meta["seed"])
     whole = [i for i, saved in enumerate(checkpoints) if not saved.meta["data"]["hold_out"]]
-    alike = collections.Counter(recipes[i] for i in whole)
+    # Two trainings of one seed are no two seeds.
+    alike = {r: len(of) if len(set(of)) == len(of) else 1 for r, of in seeds.items()}
+    places = collections.Counter(checkpoints[i].workdir.name for i in whole)
     found = []
     for i, saved in enumerate(checkpoints):
         name, group = names[i], ""
@@ -136,6 +143,8 @@ def open_trained(checkpoints: Sequence[Saved]) -> tuple[Trained, ...]:
             name += "_inductive"
         elif len(whole) > 1:
             name += "_" + re.sub(r"[^\w.-]+", "-", saved.workdir.name)
+            if places[saved.workdir.name] > 1:
+                name += f"_step{saved.step}"
             if alike[recipes[i]] > 1:
                 number = sorted(alike).index(recipes[i])
                 group = names[i] if len(alike) == 1 else f"{names[i]}_recipe{number + 1}"
@@ -145,7 +154,8 @@ def open_trained(checkpoints: Sequence[Saved]) -> tuple[Trained, ...]:
     repeated = [name for name, n in collections.Counter(t.name for t in found).items() if n > 1]
     if repeated:
         raise InputError(
-            f"--checkpoint: two work directories would both be called {repeated[0]!r}; rename one"
+            f"--checkpoint: two of them would both be called {repeated[0]!r}: give each once, and "
+            "work directories different names"
         )
     return tuple(found)
 
@@ -237,6 +247,8 @@ def _check(evaluation: Evaluation) -> None:
         chosen_poolings(settings, random_resnet18(evaluation.channels).encoder)
     untrained_members(evaluation)
     floor_ids(settings["floors"])
+    if settings["claim"] not in CLAIMS:
+        raise InputError(f"evaluate.claim: {settings['claim']!r}, expected {' or '.join(CLAIMS)}")
     if not 0 < settings["delta"] < 1:
         raise InputError(f"evaluate.delta: {settings['delta']}, expected between 0 and 1")
 
@@ -371,7 +383,15 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
         make = functools.partial(floors.make, name)
         floor = make()  # without weights it costs nothing
         found.append(
-            Candidate(name, floor.kind, 0, nothing, make, floor.layers, floors.identity(name))
+            Candidate(
+                name,
+                floor.kind,
+                0,
+                None if floor.kind in ENCODERS else nothing,  # of one's own: who knows
+                make,
+                floor.layers,
+                floors.identity(name),
+            )
         )
     if METADATA in added_representations(settings):
         about = map(of_metadata, dataset.declaration.targets)

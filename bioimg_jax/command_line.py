@@ -78,6 +78,13 @@ def parse(
     return config.to_dict(), {name: values[name].value for name in own}
 
 
+def check_sections(config: Mapping[str, Any], *names: str) -> None:
+    """`InputError` for a config file without one of the sections."""
+    for name in names:
+        if name not in config:
+            raise InputError(f"--config: this file has no section {name!r}")
+
+
 def _define_list(name: str, default: list[str], text: str, **others: Any) -> None:
     flags.DEFINE_multi_string(name, default, text, **others)
 

@@ -6,6 +6,7 @@ The table is an AnnData file, or with `--out=NAME.parquet` a Parquet file with `
 as pycytominer and copairs read it.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from bioimg_jax.checkpoint import open_checkpoint
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.errors import InputError
 from bioimg_jax.evaluate import prepared, table_of
-from bioimg_jax.features.table import write_parquet
+from bioimg_jax.features.table import is_parquet_table, read_table, write_parquet
 from bioimg_jax.mesh import settle_cpu
 
 FORMATS = (".h5ad", ".parquet")
@@ -59,12 +60,20 @@ def _run(arguments: Sequence[str]) -> None:
         )
     if not (given["checkpoint"] or wanted):
         raise InputError("--checkpoint=PATH or --representation=NAME is missing: embed by what?")
+    command_line.check_sections(config, "data", "mesh", "evaluate")
+    if out.suffix == ".h5ad" and given["layer"]:
+        raise InputError("--layer is for a .parquet file; an .h5ad file has all layers")
+    _check_ours(out)
     settle_cpu()
     saved = [open_checkpoint(given["checkpoint"])] if given["checkpoint"] else []
     dataset = prepared(config["data"])
     evaluation = build_evaluation(config, dataset.declaration.channels, saved)
     dataset.check_crop(evaluation.crop_px)
     candidate = _find(evaluation, dataset, wanted)
+    if given["layer"] and given["layer"] not in candidate.layers:
+        raise InputError(
+            f"--layer={given['layer']}: {candidate.name} has {', '.join(candidate.layers)}"
+        )
     path = out if out.suffix == ".h5ad" else out.with_suffix(".unfinished.h5ad")
     table = table_of(evaluation, dataset, np.arange(len(dataset)), candidate, path)
     if path != out:
@@ -72,6 +81,18 @@ def _run(arguments: Sequence[str]) -> None:
         path.unlink()
     print(f"{len(dataset):,} images x {candidate.name}: {', '.join(table.widths)}", file=sys.stderr)
     print(out)
+
+
+def _check_ours(out: Path) -> None:
+    """`InputError` for a file at `out` that no embedding has written: it would be lost."""
+    if not out.exists():
+        return
+    ours = out.suffix == ".parquet" and is_parquet_table(out)
+    if out.suffix == ".h5ad":
+        with contextlib.suppress(InputError):
+            ours = bool(read_table(out).provenance)
+    if not ours:
+        raise InputError(f"--out={out}: there is a file that is no feature table; move it away")
 
 
 def _find(evaluation: Evaluation, dataset: Dataset, wanted: str) -> Candidate:

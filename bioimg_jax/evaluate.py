@@ -21,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 import bioimg_jax
 from bioimg_jax import command_line, illustrate
 from bioimg_jax.audits import audits
 from bioimg_jax.benchmarks.benchmark import Benchmark, layers_for
-from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_member, untrained_distribution
+from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_members, untrained_distribution
 from bioimg_jax.benchmarks.registry import find_benchmarks
 from bioimg_jax.benchmarks.score import Score, headline_rows
 from bioimg_jax.budget import budget
@@ -52,14 +53,15 @@ from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.representations.encoder import EncoderRepresentation
 from bioimg_jax.representations.representation import TOKENS
+from bioimg_jax.sources import sources_digest
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.plan import Design, plan_table
-from bioimg_jax.statistics.verdict import UNIT_SD, Verdict, judge
+from bioimg_jax.statistics.verdict import CONFOUNDED, UNIT_SD, Verdict, judge
 from bioimg_jax.train import Config, Probe, Run, StopSignal
 from bioimg_jax.train_state import TrainState
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 EXAMPLES_SHOWN = 3
 ILLUSTRATED = 10_000  # images that a query's neighbours are looked for among
 PROBE_STRENGTHS = (1e-1, 1e-3, 1e-5)
@@ -81,10 +83,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     benchmarks = chosen_benchmarks(settings)
     rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
     used = dataset.metadata.iloc[rows].reset_index(drop=True)
-    audited = {
-        target.name: audit(used, folds[target.name], target, delta=settings["delta"])
-        for target in targets
-    }
+    audited = _audited(evaluation, used, folds, targets)
     to_score = candidates(evaluation, dataset)
     n_classes = {t.name: used[t.column].nunique() for t in targets}
     print(
@@ -125,15 +124,22 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     floors = floor_ids(settings["floors"])
     omitted = own_floors(evaluation).omitted
     verdicts = judge(
-        cases(scores, about, floors, omitted=omitted, delta=settings["delta"], overlap=overlap)
+        cases(
+            scores,
+            about,
+            floors,
+            omitted=omitted,
+            delta=settings["delta"],
+            overlap=overlap,
+            method=settings["claim"] == "method",
+        )
     )
-    selected: dict[str, Any] = {benchmark.name: {} for benchmark in benchmarks}
-    for v in verdicts:
-        member = selected_member(scores, v.benchmark, v.target, v.encoder)
-        selected[v.benchmark].setdefault(v.target, {})[v.encoder] = member
+    selected = _selected(scores, verdicts, overlap)
     scores = _with_verdicts(scores, audited, verdicts)
 
     of_images = {}
+    for name in ("examples", "maps", "gallery"):  # those of another evaluation are not shown
+        (workdir / f"{name}.npz").unlink(missing_ok=True)
     if settings["audits"]:
         print("auditing images and features", file=sys.stderr)
 
@@ -167,11 +173,11 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         },
         "encoders": [_encoder_row(one) for one in evaluation.trained],
         "benchmarks": [benchmark.name for benchmark in benchmarks],
-        "targets": about,
+        "targets": [_published(row) for row in about],
         "floors": list(floors),
         "omitted": omitted,
         "selected": selected,
-        "plan": plans(evaluation, dataset),
+        "plan": plans(evaluation, dataset, folds, audited),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": untrained_distribution(scores),
         "scores": [score.to_row() for score in scores],
@@ -310,8 +316,9 @@ def _scores(
     """The scores of one table on one benchmark and target, from disk if they are finished."""
     settings = evaluation.settings
     made_of = {
-        "bioimg_jax": bioimg_jax.__version__,
+        "code": sources_digest("benchmarks", "data", "probes", "statistics"),
         "table": table.provenance["key"],
+        "layers": list(table.widths),
         "benchmark": benchmark.identity,
         "target": dataclasses.asdict(target),
         "folds": [
@@ -463,19 +470,53 @@ def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
     return probe
 
 
-def plans(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
-    """What verdicts on each biological target can say, from units, folds and floors alone.
+def _audited(
+    evaluation: Evaluation,
+    used: pd.DataFrame,
+    folds: Mapping[str, Sequence[Fold]],
+    targets: Sequence[Target],
+) -> dict[str, dict[str, Any]]:
+    """The metadata audit of each target; used: metadata of the rows that the folds count."""
+    delta = evaluation.settings["delta"]
+    return {t.name: audit(used, folds[t.name], t, delta=delta) for t in targets}
 
-    Rows of `statistics.plan.plan_table`, one a benchmark and target.
+
+def plans(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    folds: Mapping[str, Sequence[Fold]],
+    audited: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """What verdicts on each biological target can say, from metadata, folds and floors alone.
+
+    folds: positions in the rows that are evaluated. Rows of `statistics.plan.plan_table`, one a
+    benchmark and target; a target that the metadata settle is in no family of tests.
     """
-    settings, designs = evaluation.settings, []
+    settings, targets = evaluation.settings, dataset.declaration.targets
+    n_floors = len(set(floor_ids(settings["floors"])) - set(own_floors(evaluation).omitted))
+    rows, _ = subset(evaluation.config, dataset, targets, "max_examples")
+    designs, settled = [], []
     for benchmark in chosen_benchmarks(settings):
-        for target in dataset.declaration.targets:
+        for target in targets:
             if target.nuisance:
                 continue
-            folds = dataset.folds(target.name)
-            tested = dataset.metadata.iloc[np.concatenate([fold.test for fold in folds])]
-            _, counts = np.unique(unit_names(tested, target.unit).astype(str), return_counts=True)
+            tested = np.concatenate([fold.test for fold in folds[target.name]])
+            units = unit_names(dataset.metadata.iloc[rows[tested]], target.unit).astype(str)
+            _, counts = np.unique(units, return_counts=True)
+            if audited[target.name]["verdict"]:
+                settled.append(
+                    {
+                        "target": target.name,
+                        "benchmark": benchmark.name,
+                        "n_units": len(counts),
+                        "detectable_alone": None,
+                        "detectable_family": None,
+                        "power_same": 0.0,
+                        "units_same": None,
+                        "sentence": f"always {CONFOUNDED}: {audited[target.name]['reason']}",
+                    }
+                )
+                continue
             # Two shares of right answers near one half, correlated 0.5, over the rows of a unit.
             sampling = 0.25 * float(np.mean(1 / counts))
             designs.append(
@@ -483,20 +524,24 @@ def plans(evaluation: Evaluation, dataset: Dataset) -> list[dict[str, Any]]:
                     target=target.name,
                     benchmark=benchmark.name,
                     n_units=len(counts),
-                    floors=len(floor_ids(settings["floors"])),
+                    floors=n_floors,
                     delta=settings["delta"],
                     sd=math.sqrt(UNIT_SD**2 + sampling),
-                    overlap=_overlap(folds),
+                    overlap=_overlap(folds[target.name]),
                 )
             )
-    n_encoders = sum(one.held_out is None for one in evaluation.trained)
-    return plan_table(designs, encoders=max(1, n_encoders))
+    judged = {one.group or one.name for one in evaluation.trained if one.held_out is None}
+    return settled + plan_table(designs, encoders=max(1, len(judged)))
 
 
 def print_plan(evaluation: Evaluation, dataset: Dataset) -> None:
+    targets = dataset.declaration.targets
+    rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
+    used = dataset.metadata.iloc[rows].reset_index(drop=True)
+    audited = _audited(evaluation, used, folds, targets)
     print("verdicts that the design can reach:")
     several = len(chosen_benchmarks(evaluation.settings)) > 1
-    for row in plans(evaluation, dataset):
+    for row in plans(evaluation, dataset, folds, audited):
         name = f"{row['target']}, {row['benchmark']}" if several else row["target"]
         print(f"  {name}: {row['sentence']}")
 
@@ -539,6 +584,31 @@ def _about(
         "reason": audited["reason"],
         "audit": audited,
     }
+
+
+def _published(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A target's row without what each column scores in each unit, which only verdicts need."""
+    audited = {k: v for k, v in about["audit"].items() if k != "rivals"}
+    return {**about, "audit": audited}
+
+
+def _selected(
+    scores: Sequence[Score], verdicts: Sequence[Verdict], overlap: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the floor "selected" was: benchmark -> target -> encoder -> its row, or None."""
+    found: dict[str, Any] = {}
+    for v in verdicts:
+        chosen = selected_members(scores, v.benchmark, v.target, v.encoder)
+        row = None
+        if chosen is not None:
+            values = list(chosen.per_unit.values())
+            row = {
+                **dataclasses.asdict(chosen),
+                "value": float(np.mean(values)),
+                "interval": t_interval(values, train_overlap=overlap[v.target]),
+            }
+        found.setdefault(v.benchmark, {}).setdefault(v.target, {})[v.encoder] = row
+    return found
 
 
 def _with_verdicts(
@@ -654,10 +724,13 @@ def summary(results: Mapping[str, Any]) -> str:
     for benchmark in results["benchmarks"]:
         for target in results["targets"]:
             rows = headline_rows(results["scores"], target["name"], benchmark)
+            if not rows:  # a benchmark of one's own may have nothing to say of a target
+                continue
             note = "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
+            chance = "" if rows[0]["chance"] is None else f", chance {rows[0]['chance']:.3f}"
             lines.append(
                 f"\n{target['name']}, {benchmark}: {rows[0]['metric']}, {target['n_classes']} "
-                f"classes, chance {rows[0]['chance']:.3f}" + (f" ({note})" if note else "")
+                f"classes{chance}" + (f" ({note})" if note else "")
             )
             for row in rows:
                 interval = row["interval"]
@@ -685,8 +758,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     config, given = command_line.parse(arguments, {"checkpoint": [], "workdir": "", "plan": False})
-    if "evaluate" not in config:
-        raise InputError("--config: this file has no section 'evaluate'")
+    command_line.check_sections(config, "data", "mesh", "evaluate")
     if not (given["checkpoint"] or "encoder" in config):
         raise InputError("--checkpoint=PATH is missing; for example --checkpoint=runs/mae_cells")
     if not (given["workdir"] or given["plan"]):

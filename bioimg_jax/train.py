@@ -54,6 +54,12 @@ class Run:
             "crop_px": self.config["data"]["crop_px"],
             "steps": self.config["train"]["steps"],
             "batch_size": self.config["train"]["batch_size"],
+            "recipe": {  # what else tells two trainings apart, besides their seeds
+                "optimizer": dict(self.config["optimizer"]),
+                "accumulation": self.config["train"]["accumulation"],
+                "flips": self.config["data"]["flips"],
+                "rotations": self.config["data"]["rotations"],
+            },
             "data": {
                 "name": dataset.declaration.name,
                 "content_hash": dataset.content_hash,

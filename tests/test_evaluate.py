@@ -315,6 +315,6 @@ def test_what_is_missing_on_the_command_line_is_said(
         arguments(prepared_cells, trained, trained)
     )
     other = shutil.copytree(trained, tmp_path / "run")
-    assert "would both be called 'mae_vit_run'" in said(
+    assert "would both be called 'mae_vit_run_step12'" in said(
         arguments(prepared_cells, tmp_path / "out", trained, other)
     )

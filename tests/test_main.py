@@ -93,7 +93,7 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
 
 def check_rows(results: dict, *, inductive: bool) -> None:
     """Every representation has a row on every target, and every row its fields."""
-    assert results["schema_version"] == 3
+    assert results["schema_version"] == 4
     needed = {
         "benchmark", "target", "split", "metric", "representation", "kind", "block", "pooling",
         "seed", "value", "per_unit", "interval", "n_units", "exposure", "search_budget", "settings",

@@ -1,4 +1,4 @@
-"""Classification of frozen features by any probe, scored inside each unit of independence.
+"""Classification of frozen features by any probe, scored unit of independence by unit.
 
 For each layer and fold a probe is fitted on the training rows with all its candidate settings; one
 is chosen on the validation rows and the test rows are scored once. The extra row "selected" chooses
@@ -18,9 +18,15 @@ from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
-from bioimg_jax.statistics.unit_metric import METRICS, unit_metric
+from bioimg_jax.statistics.unit_metric import (
+    METRICS,
+    by_pseudo_values,
+    metric_value,
+    unit_metric,
+)
 
 MAX_PERMUTATIONS = 100
+PSEUDO_VALUES = "pseudo-values"  # in `settings["per_unit"]`, where `unit_metric` gives them
 
 
 class Fitted(Protocol):
@@ -78,9 +84,16 @@ def classification_scores(
     for layer in layers:
         features = table.layer(layer)
         runs[layer] = [_run(features, layer, task, fold, fit, target.metric) for fold in folds]
+        if len(folds) > 1:  # whose units are whose: the ladder chooses fold by fold
+            for run, fold in zip(runs[layer], folds, strict=True):
+                units = np.unique(task.units[fold.test])
+                run.settings["units"] = [task.unit_names[unit] for unit in units]
     budgets = {layer: max(run.n_candidates for run in of) for layer, of in runs.items()}
 
+    unit_rows = _unit_rows(task, folds, target.metric)
     shared: dict[str, Any] = {"probe": benchmark, **probe}
+    if not unit_rows:
+        shared["per_unit"] = PSEUDO_VALUES
     if permute_labels_seed is not None:
         shared["permute_labels_seed"] = permute_labels_seed
     shared.update(settings or {})
@@ -108,7 +121,7 @@ def classification_scores(
             exposure=exposure,
             search_budget=budget,
             other_metrics=pooled,
-            unit_rows=_unit_rows(task, folds),
+            unit_rows=unit_rows,
             settings={**shared, "folds": [run.settings for run in chosen]},
         )
 
@@ -228,7 +241,9 @@ def _run(features: np.ndarray, layer: str, task: Task, fold: Fold, fit: Fit, met
         features[fold.train], task.labels[fold.train], task.units[fold.train], len(task.classes)
     )
     validation = [
-        float(np.mean(list(_per_unit(task, fold.validation, votes, metric).values())))
+        metric_value(
+            *_answers(task, fold.validation, votes), metric=metric, weights=votes[votes > 0]
+        )
         for votes in fitted.votes(features[fold.validation])
     ]
     best = int(np.argmax(validation))  # the first of equals: the simplest
@@ -256,16 +271,12 @@ def one_hot(labels: np.ndarray, n_classes: int) -> np.ndarray:
     return (labels[:, None] == np.arange(n_classes)).astype(np.float32)
 
 
-def _per_unit(task: Task, rows: np.ndarray, votes: np.ndarray, metric: str) -> dict[int, float]:
-    """The metric in each unit of the rows: {unit: value}."""
-    row, predictions = votes.nonzero()
-    return unit_metric(
-        task.labels[rows[row]],
-        predictions,
-        task.units[rows[row]],
-        metric,
-        weights=votes[row, predictions],
-    )
+def _answers(
+    task: Task, rows: np.ndarray, votes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label, answer and unit of every vote that a row gives; their weights are votes[votes > 0]."""
+    row, predictions = (votes > 0).nonzero()
+    return task.labels[rows[row]], predictions, task.units[rows[row]]
 
 
 def _test_metrics(
@@ -274,10 +285,10 @@ def _test_metrics(
     """The metric of each test unit, and what is computed over all test rows together."""
     rows = np.concatenate([fold.test for fold in folds])
     votes = np.concatenate([run.votes for run in runs])
-    per_unit = _per_unit(task, rows, votes, metric)
+    labels, predictions, units = _answers(task, rows, votes)
+    weights = votes[votes > 0].astype(np.float64)
+    per_unit = unit_metric(labels, predictions, units, metric, weights)
     aurocs = [run.auroc for run in runs if run.auroc is not None]
-    row, predictions = votes.nonzero()
-    labels, weights = task.labels[rows[row]], votes[row, predictions].astype(np.float64)
     present = np.unique(labels)
     pooled = {
         "accuracy": float(np.average(predictions == labels, weights=weights)),
@@ -294,9 +305,14 @@ def _test_metrics(
     return {task.unit_names[unit]: value for unit, value in per_unit.items()}, pooled
 
 
-def _unit_rows(task: Task, folds: Sequence[Fold]) -> dict[str, int]:
-    """Rows behind each test unit's value: the smallest class of the unit, times its classes."""
+def _unit_rows(task: Task, folds: Sequence[Fold], metric: str) -> dict[str, int]:
+    """Rows behind each test unit's value: the smallest class of the unit, times its classes.
+
+    None where the values are pseudo-values, which no binomial bound is about.
+    """
     rows = np.concatenate([fold.test for fold in folds])
+    if by_pseudo_values(task.labels[rows], task.units[rows], metric):
+        return {}
     counts = np.zeros((len(task.unit_names), len(task.classes)), int)
     np.add.at(counts, (task.units[rows], task.labels[rows]), 1)
     return {
@@ -314,14 +330,10 @@ def _auroc(labels: np.ndarray, ranking: np.ndarray) -> float | None:
 
 
 def _chance(task: Task, folds: Sequence[Fold], metric: str) -> float:
-    """1/c; for accuracy the best constant answer, which is 1/c where the classes are even."""
-    n_classes = len(task.classes)
-    if metric == "balanced_accuracy":
-        return 1.0 / n_classes
+    """The best constant answer: 1/c of balanced accuracy."""
     rows = np.concatenate([fold.test for fold in folds])
     labels, units = task.labels[rows], task.units[rows]
-    constant = [
-        np.mean(list(unit_metric(labels, np.full_like(labels, k), units, metric).values()))
-        for k in range(n_classes)
-    ]
-    return float(max(constant))
+    return max(
+        metric_value(labels, np.full_like(labels, k), units, metric)
+        for k in range(len(task.classes))
+    )

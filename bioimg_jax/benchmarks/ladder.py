@@ -5,10 +5,11 @@ A floor has an id in the config (`evaluate.floors`), named before the run, and o
     chance     what guessing scores
     twin       the encoder's own step-0 weights, searched over block, pooling and strength alike
     layout_trained  the encoder itself, shown the mask of the nuclei instead of the image
-    selected   one member of the untrained family, chosen on validation units only
+    selected   in every fold the member of the untrained family that its validation units chose
     NAME       any other representation of the run by its name: "pixels"
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ import numpy as np
 
 from bioimg_jax.benchmarks.score import SELECTED, Score
 from bioimg_jax.errors import InputError
+from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.statistics.verdict import Case
 
 CHANCE, TWIN, FAMILY, ON_LAYOUT = "chance", "twin", "selected", "layout_trained"
 STEP0 = "_step0"  # ends the name of a twin
 # Floors that every encoder has one of its own of, by the end of their names.
 OWN = {TWIN: STEP0, ON_LAYOUT: "_on_layout"}
+NOT_OURS = "it was imported, and what it started from is not known"
 
 
 def floor_ids(text: str) -> tuple[str, ...]:
@@ -41,6 +44,7 @@ def cases(
     delta: float,
     overlap: Mapping[str, float],
     omitted: Mapping[str, str] | None = None,
+    method: bool = False,
 ) -> list[Case]:
     """One case for each benchmark, target and encoder that was trained or imported.
 
@@ -49,7 +53,9 @@ def cases(
     Args:
       targets: "name", "nuisance" and "audit" (`statistics.audit.audit`) of each.
       overlap: of each target's cross-validation folds (`intervals.train_overlap`), else 0.
-      omitted: floors of the list that cannot apply, with the reason.
+      omitted: floors of the list that cannot apply, with the reason. An imported encoder has no
+        floors of its own (`OWN`): nobody kept its step 0.
+      method: the claims are about the recipes of several seeds, not about these checkpoints.
     """
     omitted = dict(omitted or {})
     found = []
@@ -60,6 +66,9 @@ def cases(
             )
             for name, encoders in _judged(mine).items():
                 audited, first = target["audit"], encoders[0]
+                absent = {k: v for k, v in omitted.items() if k in floors}
+                if first.kind == "imported":
+                    absent |= {k: NOT_OURS for k in OWN if k in floors}
                 found.append(
                     Case(
                         benchmark=benchmark,
@@ -69,17 +78,18 @@ def cases(
                         floors={
                             floor: _floor(floor, encoders, mine)
                             for floor in floors
-                            if floor not in omitted
+                            if floor not in absent
                         },
-                        omitted={k: v for k, v in omitted.items() if k in floors},
+                        omitted=absent,
                         higher_is_better=first.higher_is_better,
                         confounded=audited["reason"] if audited["verdict"] else "",
-                        metadata=audited["per_unit"] or None,
+                        metadata=audited["rivals"],
                         nuisance=target["nuisance"],
                         delta=delta,
                         ceiling=first.ceiling,
                         overlap=overlap[target["name"]],
                         rows=first.unit_rows or None,
+                        method=method,
                     )
                 )
     return found
@@ -89,21 +99,35 @@ def _judged(scores: Sequence[Score]) -> dict[str, list[Score]]:
     """Name -> its seeds, of everything that was trained or imported and scored on all units."""
     found: dict[str, list[Score]] = {}
     for score in scores:
-        judged = score.kind in ("trained", "imported") and score.seed is not None
+        judged = score.kind in ENCODERS and score.seed is not None
         if judged and "held_out" not in score.settings:
             name = score.settings.get("group") or score.representation
             found.setdefault(name, []).append(score)
     return found
 
 
-def selected_member(
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """The floor "selected" of one encoder on one benchmark and target.
+
+    members: fold -> the member of the family that its validation units chose.
+    n_members, search_budget: how many there were, and how many settings of all of them together.
+    per_unit: each test unit by the member of its fold.
+    """
+
+    members: dict[str, str]
+    n_members: int
+    search_budget: int
+    per_unit: dict[str, float]
+
+
+def selected_members(
     scores: Sequence[Score], benchmark: str, target: str, encoder: str
-) -> str | None:
-    """Which member of the untrained family is the floor "selected" of an encoder's benchmark."""
+) -> Selected | None:
+    """What the floor "selected" of an encoder is; None where there is no family."""
     mine = _chosen([s for s in scores if (s.benchmark, s.target) == (benchmark, target)])
     encoders = _judged(mine).get(encoder, [])
-    member = _selected(encoders, mine)
-    return None if member is None else member.representation
+    return _selected(encoders, mine) if encoders else None
 
 
 def untrained_distribution(scores: Sequence[Score]) -> list[dict[str, Any]]:
@@ -171,8 +195,8 @@ def _floor(
             return None
         return {u: float(np.mean([one.per_unit[u] for one in own])) for u in first.per_unit}
     if floor == FAMILY:
-        member = _selected(encoders, scores)
-        return None if member is None else member.per_unit
+        selected = _selected(encoders, scores)
+        return None if selected is None else selected.per_unit
     named = [s for s in scores if s.representation == floor]
     return named[0].per_unit if named else None
 
@@ -182,18 +206,36 @@ def _own(floor: str, encoders: Sequence[Score], scores: Sequence[Score]) -> list
     return [s for s in scores if s.representation in names]
 
 
-def _selected(encoders: Sequence[Score], scores: Sequence[Score]) -> Score | None:
+def _selected(encoders: Sequence[Score], scores: Sequence[Score]) -> Selected | None:
+    """Fold by fold: the validation units of one fold are test units of another, so a choice by all
+    folds together would have seen the test side.
+    """
     twins = {twin.representation for twin in _own(TWIN, encoders, scores)}
-    family = [
-        s
-        for s in scores
-        if s.kind == "untrained"
-        and s.seed is not None
-        and s.representation not in twins
-        and s.settings.get("folds")  # what validation said; a user's benchmark may not tell
-    ]
-    return max(family, key=_on_validation) if family else None
+    family = sorted(
+        (
+            s
+            for s in scores
+            if s.kind == "untrained"
+            and s.seed is not None
+            and s.representation not in twins
+            and _tells_folds(s)
+        ),
+        key=lambda score: score.representation,  # of equals the first
+    )
+    if not family:
+        return None
+    members: dict[str, str] = {}
+    per_unit: dict[str, float] = {}
+    for i, fold in enumerate(family[0].settings["folds"]):
+        best = max(family, key=lambda score: score.settings["folds"][i]["validation"])
+        members[fold["fold"]] = best.representation
+        units = fold.get("units", best.per_unit)
+        per_unit |= {unit: best.per_unit[unit] for unit in units}
+    budget = sum(member.search_budget for member in family)
+    return Selected(members, len(family), budget, per_unit)
 
 
-def _on_validation(score: Score) -> float:
-    return float(np.mean([fold["validation"] for fold in score.settings["folds"]]))
+def _tells_folds(score: Score) -> bool:
+    """Whether it says what validation said, and whose units are whose; a user's may not."""
+    folds = score.settings.get("folds") or []
+    return bool(folds) and (len(folds) == 1 or all("units" in fold for fold in folds))

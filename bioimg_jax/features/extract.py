@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-import bioimg_jax
 from bioimg_jax import mesh as meshes
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.pipeline import evaluation_batches
@@ -16,6 +16,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.mesh import Mesh
 from bioimg_jax.representations.representation import Representation, stream_features
+from bioimg_jax.sources import sources_digest
 
 
 def feature_table(
@@ -36,11 +37,13 @@ def feature_table(
       make: called only where there is something to compute.
       rows: ascending indices of the examples.
       identity: of the representation: everything but the images that its features depend on. With
-        the data's content hash, the rows and the crop it makes the key that a table is known by.
+        the data's content hash, the rows, the crop and the code it makes the key that a table is
+        known by.
       provenance: goes into the table beside that.
     """
     made_of = json.loads(json.dumps({
-        "bioimg_jax": bioimg_jax.__version__,
+        "code": sources_digest("data", "models", "representations"),
+        "jax": jax.__version__,
         "data": dataset.content_hash,
         "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),
         "crop_px": crop_px,

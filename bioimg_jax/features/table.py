@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ CHUNK_BYTES = 1 << 18
 PARQUET_BYTES = 1 << 26  # of a block of rows
 # A feature that float16 would blur by more than this share of its spread is kept in float32.
 BLUR = 0.01
+DECIDING_ROWS = 512  # that this is judged by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ def write_table(
       layers: layer name -> width.
       default: the layer that becomes `X`.
       batches: (positions int [b] in obs, {layer: [b, width]}); together they cover every row once.
-        One batch is in memory at a time.
+        One batch is in memory at a time, and at first `DECIDING_ROWS`.
       provenance: JSON-able.
       dtype: "float32", or "float16" where that is enough: a layer that spreads so little around its
         mean that float16 would round the differences away (`_blurred`) is kept in float32.
@@ -169,6 +170,15 @@ def write_parquet(table: FeatureTable, path: str | os.PathLike, layer: str) -> P
     return path
 
 
+def is_parquet_table(path: str | os.PathLike) -> bool:
+    """Whether `write_parquet` could have written the file."""
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return any(name.startswith("Metadata_") for name in names)
+
+
 def _write_layers(
     file: h5py.File,
     path: Path,
@@ -190,7 +200,7 @@ def _write_layers(
         return dataset
 
     written = np.zeros(n, bool)
-    for positions, features in batches:
+    for positions, features in _with_first(batches, DECIDING_ROWS):
         positions = np.asarray(positions)
         if written[positions].any() or len(np.unique(positions)) < len(positions):
             raise ValueError(f"{path}: a row came twice, in the batch from row {positions[0]}")
@@ -200,8 +210,9 @@ def _write_layers(
             if values.shape != (len(positions), layers[name]):
                 expected = (len(positions), layers[name])
                 raise ValueError(f"layer {name!r} has shape {values.shape}, expected {expected}")
-            if name not in datasets:  # the first batch decides
-                datasets[name] = create(name, np.dtype("f4") if _blurred(values, dtype) else dtype)
+            if name not in datasets:  # the first rows decide, whatever the size of a batch is
+                blurred = _blurred(values[:DECIDING_ROWS], dtype)
+                datasets[name] = create(name, np.dtype("f4") if blurred else dtype)
             dataset = datasets[name]
             with np.errstate(over="ignore"):
                 stored = values.astype(dataset.dtype)
@@ -219,6 +230,24 @@ def _write_layers(
     for name in layers:
         if name not in datasets:  # a table without rows
             create(name, dtype)
+
+
+def _with_first(
+    batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]], rows: int
+) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+    """The same batches, the first ones joined to one of so many rows or more."""
+    waiting: list[tuple[np.ndarray, Mapping[str, Any]]] = []
+    for batch in (rest := iter(batches)):
+        waiting.append(batch)
+        if sum(len(positions) for positions, _ in waiting) >= rows:
+            break
+    if len(waiting) == 1:
+        yield waiting[0]
+    elif waiting:
+        positions = np.concatenate([positions for positions, _ in waiting])
+        features = [features for _, features in waiting]
+        yield positions, {k: np.concatenate([f[k] for f in features]) for k in features[0]}
+    yield from rest
 
 
 def _blurred(values: np.ndarray, dtype: np.dtype) -> bool:

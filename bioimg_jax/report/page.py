@@ -18,8 +18,9 @@ from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
+from bioimg_jax.statistics.verdict import NOT_RUN
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def write_report(workdir: Path) -> Path:
@@ -134,17 +135,23 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 continue
             verdicts = [v for v in results["verdicts"] if (v["benchmark"], v["target"]) == key]
             judged = {v["encoder"] for v in verdicts}
-            floors = _floor_names(results, benchmark, target["name"], judged)
+            floors = _floor_names(results, judged)
             rungs = []
             for row in headline_rows(results["scores"], target["name"], benchmark):
                 name = row["representation"]
                 role = "encoder" if name in judged else "floor" if name in floors else "shown"
                 rungs.append({**row, "role": role, "rung": floors.get(name, "")})
+            blank = {**rungs[0], "per_unit": {}, "interval": None, "settings": {},
+                     "exposure": "none", "search_budget": 1}  # fmt: skip
             if "chance" in results["floors"] and rows[0]["chance"] is not None:
-                rungs.append({**rungs[0], "representation": "chance", "role": "floor",
-                              "rung": "chance", "value": rows[0]["chance"], "per_unit": {},
-                              "interval": None, "kind": "chance", "settings": {},
-                              "exposure": "none"})  # fmt: skip
+                rungs.append({**blank, "representation": "chance", "role": "floor",
+                              "rung": "chance", "value": rows[0]["chance"],
+                              "kind": "chance"})  # fmt: skip
+            rungs += _selected(results, benchmark, target["name"], blank)
+            if (best := target["audit"].get("best")) is not None:
+                rungs.append({**blank, "representation": f"metadata: {best['columns']}",
+                              "role": "shown", "rung": "audit", "value": best["score"],
+                              "interval": best["interval"], "kind": "metadata"})  # fmt: skip
             rungs.sort(key=lambda row: (-row["value"], row["representation"]))
             if rows[0]["higher_is_better"] is False:
                 rungs.reverse()
@@ -160,26 +167,37 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _floor_names(
-    results: Mapping[str, Any], benchmark: str, target: str, encoders: set[str]
-) -> dict[str, str]:
+def _floor_names(results: Mapping[str, Any], encoders: set[str]) -> dict[str, str]:
     """Representation -> id of the floor that it is, of the floors that the config listed."""
     found: dict[str, str] = {}
-    selected = results["selected"].get(benchmark, {}).get(target, {})
     for floor in results["floors"]:
         if floor in OWN:
             found |= {encoder + OWN[floor]: floor for encoder in encoders}
-        elif floor == FAMILY:
-            members = {selected.get(encoder) for encoder in encoders} - {None}
-            groups = {
-                row["settings"]["group"]: row["representation"]
-                for row in results["scores"]
-                if row["representation"] in members and row["settings"].get("group")
-            }
-            found |= dict.fromkeys(members, "selected")
-            found |= {group: f"selected: {member}" for group, member in groups.items()}
         else:
             found[floor] = floor
+    return found
+
+
+def _selected(
+    results: Mapping[str, Any], benchmark: str, target: str, blank: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The rungs of the floor "selected": one, or one for each encoder where they differ."""
+    rows = results["selected"].get(benchmark, {}).get(target, {})
+    if FAMILY not in results["floors"]:
+        return []
+    distinct: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    for encoder, row in rows.items():
+        if row is not None:
+            distinct.setdefault(json.dumps(row["members"]), ([], row))[0].append(encoder)
+    found = []
+    for encoders, row in distinct.values():
+        name = "untrained, selected"
+        name += f" for {', '.join(encoders)}" if len(distinct) > 1 else ""
+        found.append({
+            **blank, "representation": name, "role": "floor", "rung": FAMILY, "kind": "untrained",
+            "value": row["value"], "interval": row["interval"], "per_unit": row["per_unit"],
+            "search_budget": row["search_budget"],
+        })  # fmt: skip
     return found
 
 
@@ -263,7 +281,7 @@ def _doubts(results: Mapping[str, Any]) -> list[str]:
     for floor, reason in results["omitted"].items():
         found.append(f"The floor {floor} was left out: {reason}.")
     for verdict in results["verdicts"]:
-        if verdict["why"].startswith("floor") and not verdict["word"]:
+        if verdict["why"].startswith(NOT_RUN):
             found.append(f"{verdict['target']}: {verdict['why']}.")
     unknown = sorted({r["representation"] for r in results["scores"] if r["exposure"] == "unknown"})
     if unknown:
@@ -304,6 +322,8 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         for row in rows:
             held_out = row["settings"].get("held_out")
             if held_out and trained is not None:
+                if row["settings"].get("per_unit") != trained["settings"].get("per_unit"):
+                    continue  # pseudo-values of many units beside a share of one
                 with_images = np.mean([trained["per_unit"][unit] for unit in row["per_unit"]])
                 sentences.append(
                     f"{target['name']} on {held_out} alone: {row['value']:.3f} when trained "

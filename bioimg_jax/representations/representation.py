@@ -34,6 +34,9 @@ def is_tokens(layer: str) -> bool:
     return layer.endswith(f"/{TOKENS}")
 
 
+ENCODERS = ("trained", "imported")  # kinds that are judged; the others are what they are held to
+
+
 class Representation(Protocol):
     """Images in, named feature vectors out."""
 

@@ -19,10 +19,11 @@ from bioimg_jax.data.levels import column_levels
 from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
-from bioimg_jax.statistics.unit_metric import unit_metric
+from bioimg_jax.statistics.unit_metric import metric_value, unit_metric
 from bioimg_jax.statistics.verdict import DELTA
 
 CEILING = 1.0
+ALL_COLUMNS = "all audited columns"
 MAX_JOINED = 3  # columns whose joint value is tried as one key
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -42,7 +43,9 @@ def audit(
     Returns:
       {"verdict": "confounded" or "", "reason": one sentence, "columns": the ones at fault, "score":
       of all columns together, "interval", "per_unit", "per_column": {column: {"score",
-      "interval"}}, "metric", "delta"}; scores are None where there is nothing to score.
+      "interval"}}, "best": {"columns", "score", "interval"} of the columns that say most, "rivals":
+      {columns in words: per_unit}: everything that an encoder has to beat, "metric", "delta"};
+      scores are None where there is nothing to score.
 
     Raises:
       InputError: an audit column that the metadata does not have.
@@ -55,6 +58,8 @@ def audit(
         "interval": None,
         "per_unit": {},
         "per_column": {},
+        "best": None,
+        "rivals": {},
         "metric": target.metric,
         "delta": delta,
     }
@@ -74,6 +79,18 @@ def audit(
             result["per_column"][column] = {"score": score.value, "interval": score.interval}
         joint = _probe(task, folds, target.metric)
         result.update(score=joint.value, interval=joint.interval, per_unit=joint.per_unit)
+        everything = {ALL_COLUMNS: joint}
+        everything |= {" and ".join(columns): score for columns, score in by_value.items()}
+        best = max(everything, key=lambda name: everything[name].value)
+        result["best"] = {
+            "columns": best,
+            "score": everything[best].value,
+            "interval": everything[best].interval,
+        }
+        distinct: dict[tuple[float, ...], str] = {}  # columns that say the same are one rival
+        for name, score in everything.items():
+            distinct.setdefault(tuple(score.per_unit.values()), name)
+        result["rivals"] = {name: everything[name].per_unit for name in distinct.values()}
 
     if target.nuisance:
         result["reason"] = "nuisance target: scores and no verdict"
@@ -100,11 +117,11 @@ def audit(
             )
         result.update(verdict="confounded", columns=columns, reason=reason)
         return result
-    best = max(result["per_column"], key=lambda c: result["per_column"][c]["score"])
+    interval = result["best"]["interval"]
+    shown = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
     result["reason"] = (
-        f"metadata alone does not settle {target.name}: {target.metric.replace('_', ' ')} "
-        f"{result['per_column'][best]['score']:.2f} from {best}, {result['score']:.2f} from all "
-        "audited columns together"
+        f"metadata alone does not settle {target.name}: at best {target.metric.replace('_', ' ')} "
+        f"{result['best']['score']:.2f}{shown}, from {result['best']['columns']}"
     )
     return result
 
@@ -198,10 +215,9 @@ def _probe(task: _Task, folds: Sequence[Fold], metric: str) -> _Scored:
             with threadpoolctl.threadpool_limits(1, user_api="blas"):
                 model.fit(hot[rows], task.labels[rows], sample_weight=train[rows])
             guess = model.predict(hot)
-            values = unit_metric(
+            value = metric_value(
                 task.labels[validation], guess[validation], task.units[validation], metric
             )
-            value = float(np.mean(list(values.values())))
             if value > best:
                 best, chosen = value, guess
         guesses.append(chosen)

@@ -25,7 +25,7 @@ from bioimg_jax.data.transforms import flip, rot90
 from bioimg_jax.errors import InputError
 from bioimg_jax.probes.linear import fit_linear
 from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
-from bioimg_jax.statistics.unit_metric import unit_metric
+from bioimg_jax.statistics.unit_metric import metric_value, unit_metric
 from bioimg_jax.statistics.verdict import DELTA
 
 STRENGTHS = (1e-1, 1e-2, 1e-3)
@@ -186,10 +186,10 @@ def _tried(
         train = _some(fold.train, labels, max_train)
         probe = fit_linear(features[train], labels[train], len(classes), strengths=STRENGTHS)
         validation = [
-            unit_metric(labels[fold.validation], guess, units[fold.validation], target.metric)
+            metric_value(labels[fold.validation], guess, units[fold.validation], target.metric)
             for guess in probe.logits(features[fold.validation]).argmax(axis=2)
         ]
-        best = int(np.argmax([np.mean(list(values.values())) for values in validation]))
+        best = int(np.argmax(validation))
         guesses[""].append(probe.logits(features[fold.test], best).argmax(axis=1))
         for name, values in transformed.items():
             shift = features[train].mean(axis=0) - values[train].mean(axis=0)
@@ -200,12 +200,15 @@ def _tried(
     def scored(guess: np.ndarray) -> dict[int, float]:
         return unit_metric(labels[tested], guess, units[tested], target.metric)
 
-    constant = [scored(np.full(len(tested), k)) for k in range(len(classes))]
+    constant = [
+        metric_value(labels[tested], np.full(len(tested), k), units[tested], target.metric)
+        for k in range(len(classes))
+    ]
     per_unit = {name: scored(np.concatenate(parts)) for name, parts in guesses.items()}
     return _Tried(
         per_unit=per_unit.pop(""),
         transformed=per_unit,
-        chance=max(float(np.mean(list(values.values()))) for values in constant),
+        chance=max(constant),
         overlap=train_overlap([fold.train for fold in folds], [fold.test for fold in folds]),
     )
 

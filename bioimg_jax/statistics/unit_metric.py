@@ -1,4 +1,10 @@
-"""A classification metric inside each unit of independence."""
+"""A classification metric, and the values of the units of independence that stand for it.
+
+Where every unit holds every class a metric is the mean of what it is inside each unit. Where units
+hold some classes only, as a tile of one tissue does, balanced accuracy is no mean over units: it is
+computed over all rows, and the units' values are its jackknife pseudo-values. Verdicts compare
+units in pairs, and pseudo-values of a difference are the differences of pseudo-values.
+"""
 
 import numpy as np
 
@@ -12,21 +18,70 @@ def unit_metric(
     metric: str,
     weights: np.ndarray | None = None,
 ) -> dict[int, float]:
-    """The metric inside each unit: {unit: value}, units ascending.
+    """The value of each unit, {unit: value} with units ascending, whose mean is the metric's.
 
-    "balanced_accuracy" is the mean recall over the classes that the unit holds; "accuracy" the
-    share of right answers. weights: float [n] > 0 of the answers, None for ones; a row that splits
-    its vote is there once for each class it votes for.
+    "accuracy" is the share of right answers of the unit; "balanced_accuracy" the mean recall over
+    its classes or, where some unit lacks one of the classes, the unit's pseudo-value
+    g θ - (g - 1) θ₋ᵤ (Efron & Tibshirani 1993, section 11.5) of the mean recall θ over all rows.
+
+    weights: float [n] > 0 of the answers, None for ones; a row that splits its vote is there once
+    for each class it votes for.
     """
+    names, counts, hits = _counted(labels, predictions, units, weights)
+    if metric == "accuracy":
+        values = hits.sum(axis=1) / counts.sum(axis=1)
+    elif len(names) == 1 or _complete(counts):
+        values = _mean_recall(hits, counts)
+    else:
+        g = len(names)
+        whole = _mean_recall(hits.sum(axis=0), counts.sum(axis=0))
+        without = _mean_recall(hits.sum(axis=0) - hits, counts.sum(axis=0) - counts)
+        values = g * whole - (g - 1) * without
+    return dict(zip(names.tolist(), values.tolist(), strict=True))
+
+
+def metric_value(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    units: np.ndarray,
+    metric: str,
+    weights: np.ndarray | None = None,
+) -> float:
+    """The metric itself, as a choice on validation rows needs it; arguments as `unit_metric`."""
+    _, counts, hits = _counted(labels, predictions, units, weights)
+    if metric == "accuracy":
+        return float(np.mean(hits.sum(axis=1) / counts.sum(axis=1)))
+    if _complete(counts):
+        return float(np.mean(_mean_recall(hits, counts)))
+    return float(_mean_recall(hits.sum(axis=0), counts.sum(axis=0)))
+
+
+def by_pseudo_values(labels: np.ndarray, units: np.ndarray, metric: str) -> bool:
+    """Whether `unit_metric` gives pseudo-values for these rows."""
+    names, counts, _ = _counted(labels, labels, units, None)
+    return metric != "accuracy" and len(names) > 1 and not _complete(counts)
+
+
+def _counted(
+    labels: np.ndarray, predictions: np.ndarray, units: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Units [u], and weight of the rows and of the right answers of each class [u, c]."""
     weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
     names, position = np.unique(units, return_inverse=True)
     counts = np.zeros((len(names), int(labels.max()) + 1))
     hits = np.zeros_like(counts)
     np.add.at(counts, (position, labels), weights)
     np.add.at(hits, (position, labels), weights * (predictions == labels))
-    if metric == "accuracy":
-        values = hits.sum(axis=1) / counts.sum(axis=1)
-    else:
-        recalls = np.divide(hits, counts, out=np.zeros_like(hits), where=counts > 0)
-        values = recalls.sum(axis=1) / (counts > 0).sum(axis=1)
-    return dict(zip(names.tolist(), values.tolist(), strict=True))
+    return names, counts, hits
+
+
+def _complete(counts: np.ndarray) -> bool:
+    """Whether every unit holds every class that some unit holds."""
+    return bool((counts[:, counts.sum(axis=0) > 0] > 0).all())
+
+
+def _mean_recall(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Over the classes there are: [..., c] -> [...]."""
+    held = counts > 1e-9
+    recalls = np.divide(hits, counts, out=np.zeros_like(hits), where=held)
+    return np.where(held, recalls, 0.0).sum(axis=-1) / held.sum(axis=-1)

@@ -35,6 +35,7 @@ ALPHA_SAME = 0.05
 SKEWNESS = 2.0  # times the sample's, in the test of "same"; costs it 2 % of its power at 40 units
 DELTA = 0.03  # equivalence margin, in units of the metric
 UNIT_SD = 0.06  # of a difference, where none was observed
+NOT_RUN = "listed floors have not been run"
 MIN_PERMUTATIONS = math.ceil(1 / ALPHA)  # with fewer no permutation p can be significant
 
 PerUnit = Mapping[str, float]
@@ -50,7 +51,7 @@ class Case:
       been run.
     omitted: floor id -> why it cannot apply; named in the verdict.
     confounded: what the metadata audit says, "" where it has no objection.
-    metadata: unit -> score of the nuisance columns alone, which "above" has to beat too.
+    metadata: columns -> unit -> score of these nuisance columns alone; "above" has to beat each.
     nuisance: the target is itself a nuisance column: scores, no verdict.
     delta: equivalence margin, absolute.
     ceiling: the best possible score where it is known.
@@ -68,7 +69,7 @@ class Case:
     higher_is_better: bool | None = True
     omitted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     confounded: str = ""
-    metadata: PerUnit | None = None
+    metadata: Mapping[str, PerUnit] = dataclasses.field(default_factory=dict)
     nuisance: bool = False
     delta: float = DELTA
     ceiling: float | None = None
@@ -284,11 +285,11 @@ class _Evidence:
         if refusal := _unsettled(case, paired, names, gain):
             return cls(units, missing, refusal)
         beats = None
-        if case.metadata is not None:
-            rival = {"metadata": _aligned(case, "metadata", case.metadata, units)}
-            against = _against(case, values, rival, resamples, sign, units)
+        if case.metadata:
+            rivals = {name: _aligned(case, name, of, units) for name, of in case.metadata.items()}
+            against = _against(case, values, rivals, resamples, sign, units)
             beats = p_above(against)
-            if refusal := _unsettled(case, against, ("metadata",)):
+            if refusal := _unsettled(case, against, tuple(rivals)):
                 return cls(units, missing, refusal)
         best = max(names, key=lambda name: sign * run[name].mean())
         own = Paired.of(sign * run[best][None], resamples=resamples, overlap=case.overlap)
@@ -414,7 +415,7 @@ def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | Non
         return verdict(CANNOT_TELL, evidence.refusal)
     if evidence.missing or gain is None or adjusted is None:
         names = ", ".join(evidence.missing) or "any floor"
-        return verdict(NONE, f"listed floors have not been run: {names}")
+        return verdict(NONE, f"{NOT_RUN}: {names}")
     sign = 1.0 if case.higher_is_better else -1.0
     best_upper = -math.inf if evidence.best_upper is None else evidence.best_upper
     if case.ceiling is not None and best_upper >= sign * case.ceiling - case.delta:

@@ -260,10 +260,6 @@ def _target(
                 f"option n_folds is {n_folds}, but there are {labelled[unit].nunique()} different "
                 f"{unit} to deal into folds"
             )
-    # Balanced accuracy inside a test unit has the chance 1/c only if every unit holds all c
-    # classes. Of a unit with one class it is the accuracy, and chance the best constant answer.
-    tested = labelled[labelled[split] == "test"] if split else labelled
-    complete = (tested.groupby(unit)[label].nunique() == len(units)).all()
     return Target(
         name=label,
         column=label,
@@ -272,7 +268,6 @@ def _target(
         n_folds=0 if split else n_folds,
         split_column=split,
         audit=nuisance,
-        metric="balanced_accuracy" if complete else "accuracy",
     )
 
 

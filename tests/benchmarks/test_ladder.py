@@ -1,16 +1,28 @@
 """Which scores are the floors of an encoder."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bioimg_jax.benchmarks.ladder import cases, floor_ids, untrained_distribution
+from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_members, untrained_distribution
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.verdict import Case
 
 UNITS = ("P1", "P2", "P3", "P4")
+
+
+def fold_settings(*validation: float, **more: Any) -> dict[str, Any]:
+    """P1 and P2 are tested in the first fold, P3 and P4 in the second; one fold tests all."""
+    folds = [
+        {"fold": f"fold {i}", "validation": value, "units": list(UNITS[2 * i : 2 * i + 2])}
+        for i, value in enumerate(validation)
+    ]
+    if len(folds) == 1:
+        del folds[0]["units"]
+    return {"folds": folds, **more}
 
 
 def score(name: str, value: float, **changes: Any) -> Score:
@@ -33,13 +45,9 @@ def score(name: str, value: float, **changes: Any) -> Score:
         "n_units": 4,
         "exposure": "none",
         "search_budget": 8,
-        "settings": {"folds": [{"validation": 0.4}, {"validation": 0.5}]},
+        "settings": fold_settings(0.4, 0.5),
     }
     return Score(**{**usual, **changes})
-
-
-def fold_settings(*validation: float, **more: Any) -> dict[str, Any]:
-    return {"folds": [{"validation": value} for value in validation], **more}
 
 
 SCORES = [
@@ -47,13 +55,13 @@ SCORES = [
     score("mae_vit", 0.6, kind="trained"),
     score("mae_vit_step0", 0.52, settings=fold_settings(0.9, 0.9)),
     score("vit_random_1", 0.55, seed=1, settings=fold_settings(0.5, 0.6)),
-    score("vit_random_2", 0.58, seed=2, settings=fold_settings(0.5, 0.4)),  # best on test only
+    score("vit_random_2", 0.58, seed=2, settings=fold_settings(0.55, 0.4)),
     score("vit_random", 0.565, seed=None),
     score("pixels", 0.54, kind="pixels", block="pixels", pooling=""),
     score("mae_vit_inductive", 0.6, kind="trained", per_unit={"P1": 0.6},
           settings=fold_settings(0.5, held_out="plate=P1")),
 ]  # fmt: skip
-AUDIT = {"verdict": "", "reason": "metadata do not settle it", "per_unit": {}}
+AUDIT: dict[str, Any] = {"verdict": "", "reason": "metadata do not settle it", "rivals": {}}
 TARGET = {"name": "compound", "nuisance": False, "audit": AUDIT}
 
 
@@ -63,12 +71,19 @@ def made(scores: list[Score] = SCORES, target: dict[str, Any] = TARGET, ids: str
     return case
 
 
-def test_floors_are_found_and_the_family_member_is_chosen_on_validation() -> None:
+def test_floors_are_found_and_the_family_member_is_chosen_on_validation_fold_by_fold() -> None:
     case = made()
     assert case.encoder == "mae_vit" and case.values == [dict.fromkeys(UNITS, 0.6)]
     assert {name: values and values["P1"] for name, values in case.floors.items()} == {
-        "chance": 0.25, "pixels": 0.54, "twin": 0.52, "selected": 0.55,
+        "chance": 0.25, "pixels": 0.54, "twin": 0.52, "selected": 0.58,
     }  # fmt: skip
+    # What validation says of the second fold must not choose for the first: its units are tested
+    # there.
+    assert case.floors["selected"] == {"P1": 0.58, "P2": 0.58, "P3": 0.55, "P4": 0.55}
+    selected = selected_members(SCORES, "classification", "compound", "mae_vit")
+    assert selected is not None
+    assert selected.members == {"fold 0": "vit_random_2", "fold 1": "vit_random_1"}
+    assert (selected.n_members, selected.search_budget) == (2, 16)
     assert (case.delta, case.overlap, case.ceiling) == (0.05, 1.25, 1.0)
 
 
@@ -85,11 +100,26 @@ def test_a_floor_that_has_not_been_run_is_none() -> None:
 
 def test_what_the_audit_says_goes_along() -> None:
     audit = {"verdict": "confounded", "reason": "well determines compound",
-             "per_unit": dict.fromkeys(UNITS, 0.9)}  # fmt: skip
+             "rivals": {"well": dict.fromkeys(UNITS, 0.9)}}  # fmt: skip
     case = made(target={**TARGET, "audit": audit})
     assert case.confounded == "well determines compound"
-    assert case.metadata == dict.fromkeys(UNITS, 0.9)
+    assert case.metadata == {"well": dict.fromkeys(UNITS, 0.9)}
     assert made(target={**TARGET, "nuisance": True}).nuisance
+
+
+def test_an_imported_encoder_has_no_floor_of_its_own_and_the_verdict_says_so() -> None:
+    imported = [dataclasses.replace(SCORES[1], kind="imported", representation="theirs")]
+    case = made([*imported, *SCORES[2:]], ids="chance,twin,layout_trained,selected")
+    assert set(case.floors) == {"chance", "selected"}
+    assert set(case.omitted) == {"twin", "layout_trained"}
+    assert "imported" in case.omitted["twin"]
+
+
+def test_the_encoder_on_the_layout_is_a_floor_of_its_own() -> None:
+    shown = score("mae_vit_on_layout", 0.4, kind="layout")
+    case = made([*SCORES, shown], ids="layout_trained,twin")
+    assert case.floors["layout_trained"] == dict.fromkeys(UNITS, 0.4)
+    assert made(ids="layout_trained").floors["layout_trained"] is None
 
 
 @pytest.mark.parametrize("text", ["", "pixels,pixels", " , "])

@@ -65,7 +65,7 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "nuisance": False,
         "verdict": "confounded",
         "reason": f"column well determines compound ({name})",
-        "audit": {},
+        "audit": {"best": {"columns": f"well ({name})", "score": 0.93, "interval": None}},
     }
     nuisance = {**target, "name": "plate", "nuisance": True, "verdict": "", "reason": ""}
     verdict = {
@@ -81,7 +81,7 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "qualified_by": ["assumes symmetric unit effects"],
     }
     results = {
-        "schema_version": 3,
+        "schema_version": 4,
         "bioimg_jax": "0.1.0",
         "run": {
             "kind": "training",
@@ -107,7 +107,9 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "targets": [target, nuisance],
         "floors": ["chance", "pixels", "twin", "selected"],
         "omitted": {"nuclei": f"no channel to segment ({name})"},
-        "selected": {"linear": {"compound": {"mae_vit": "vit_random_1"}}},
+        "selected": {"linear": {"compound": {"mae_vit": {
+            "members": {"plate=P0": "vit_random_1"}, "n_members": 1, "search_budget": 120,
+            "value": 0.535, "interval": [0.5, 0.57], "per_unit": {"P0": 0.535}}}}},
         "plan": [{"benchmark": "linear", "target": "compound", "sentence": "5 units: few"}],
         "verdicts": [verdict],
         "geometry": [
@@ -224,7 +226,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         write_report(tmp_path)
     write_run(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
-    with pytest.raises(InputError, match="schema_version 99; expected 3"):
+    with pytest.raises(InputError, match="schema_version 99; expected 4"):
         write_report(tmp_path)
 
 

@@ -73,6 +73,21 @@ def test_row_and_column_together_can_determine_the_target():
     assert result["columns"] == ["row", "column"]
 
 
+def test_every_set_of_columns_is_a_rival_and_the_best_of_them_is_said():
+    # The parity of row and column, and noise: no single column and no sum of columns says it.
+    rng = np.random.default_rng(0)
+    noise = rng.random((8, 12)) < 0.12
+    metadata = rows(lambda p, w: (w // 4 + w % 4 + noise[p, w]) % 2, plates=8)
+    result = run(metadata, target(audit=("plate", "row", "column")))
+    assert result["verdict"] == "" and result["score"] < 0.7
+    assert result["best"]["columns"] == "row and column" and result["best"]["score"] > 0.8
+    assert "from row and column" in result["reason"]
+    rivals = {name: np.mean(list(values.values())) for name, values in result["rivals"].items()}
+    assert rivals["row and column"] == pytest.approx(result["best"]["score"])
+    assert rivals["all audited columns"] == pytest.approx(result["score"])
+    assert all(set(values) == set(result["per_unit"]) for values in result["rivals"].values())
+
+
 @pytest.mark.parametrize("start", range(0, 50, 10))
 def test_randomised_layout_is_never_confounded(start):
     columns = ("plate", "well", "row", "column", "site", "acquired")

@@ -19,6 +19,11 @@ def scores(mean: float, row: int = 0, units: int = 12) -> dict[str, float]:
     return {f"plate{i:02d}": float(mean + NOISE[row, i]) for i in range(units)}
 
 
+def wells(*given: Any, **more: Any) -> dict[str, dict[str, float]]:
+    """What the metadata score, as a case takes it."""
+    return {"well": scores(*given, **more)}
+
+
 def case(**changes: Any) -> Case:
     """An encoder 0.1 above its two floors on 12 plates; `changes` replace fields."""
     usual: dict[str, Any] = {
@@ -94,7 +99,7 @@ RULES: dict[str, tuple[dict[str, Any], str, str]] = {
     "saturated": ({"ceiling": 0.5}, "saturated", "the ceiling is"),
     "same": ({"delta": 0.3, "ceiling": None}, "same", "between ± 0.3"),
     "below": ({"floors": {"pixels": scores(0.7, 1)}}, "below", "does better"),
-    "above": ({"metadata": scores(0.5, 3)}, "above", "above every floor"),
+    "above": ({"metadata": wells(0.5, 3)}, "above", "above every floor"),
     "cannot tell": (
         {"floors": {"pixels": scores(0.6, 1)}, "delta": 0.001}, "cannot tell", "interval",
     ),
@@ -139,15 +144,15 @@ PRECEDENCE = {
         {"values": [flat(1.0)], "floors": {"pixels": flat(1.0)}}, "cannot tell",
     ),
     "saturated before the metadata": (
-        {"ceiling": 0.5, "metadata": scores(0.62, 3)}, "saturated",
+        {"ceiling": 0.5, "metadata": wells(0.62, 3)}, "saturated",
     ),
-    "same before the metadata": ({"delta": 0.3, "metadata": scores(0.62, 3)}, "same"),
+    "same before the metadata": ({"delta": 0.3, "metadata": wells(0.62, 3)}, "same"),
     "below before the metadata": (
-        {"floors": {"pixels": scores(0.7, 1)}, "metadata": scores(0.62, 3)}, "below",
+        {"floors": {"pixels": scores(0.7, 1)}, "metadata": wells(0.62, 3)}, "below",
     ),
-    "confounded by the metadata before above": ({"metadata": scores(0.62, 3)}, "confounded"),
+    "confounded by the metadata before above": ({"metadata": wells(0.62, 3)}, "confounded"),
     "not above, so not confounded by the metadata": (
-        {"floors": {"pixels": scores(0.6, 1)}, "delta": 0.001, "metadata": scores(0.62, 3)},
+        {"floors": {"pixels": scores(0.6, 1)}, "delta": 0.001, "metadata": wells(0.62, 3)},
         "cannot tell",
     ),
 }  # fmt: skip
@@ -166,8 +171,11 @@ def test_a_detectable_sign_stands_beside_same() -> None:
 
 
 def test_above_must_beat_the_metadata_too() -> None:
-    assert one(metadata=scores(0.5, 3)).word == "above"
-    assert "metadata" in one(metadata=scores(0.6, 3)).why
+    assert one(metadata=wells(0.5, 3)).word == "above"
+    assert "metadata" in one(metadata=wells(0.6, 3)).why
+    # Not even the best of them alone: every set of columns is a rival.
+    several = {**wells(0.5, 3), "row and column": scores(0.6, 3), "plate": scores(0.25, 3)}
+    assert one(metadata=several).word == "confounded"
 
 
 def test_holm_is_the_textbooks() -> None:
@@ -204,9 +212,9 @@ def test_zero_variance_is_settled_by_rows_inside_units_or_not_at_all() -> None:
 def test_a_constant_difference_to_the_metadata_is_settled_the_same_way() -> None:
     rows = dict.fromkeys(UNITS, 50)
     offset = {unit: value - 0.2 for unit, value in scores(0.6).items()}
-    assert one(metadata=offset).word == "cannot tell"
-    assert one(metadata=offset, rows=rows).word == "above"
-    assert one(metadata=scores(0.6), rows=rows).word == "confounded"
+    assert one(metadata={"well": offset}).word == "cannot tell"
+    assert one(metadata={"well": offset}, rows=rows).word == "above"
+    assert one(metadata=wells(0.6), rows=rows).word == "confounded"
 
 
 def test_seeds_are_averaged_and_a_method_pays_for_their_spread() -> None:
