@@ -90,7 +90,8 @@ class Verdict:
     n_seeds, seed_sd: training seeds, and the sd of the encoder's score over them; None for one.
     p_above, p_below: over the floors, before Holm; holm_above, holm_below: after it; p_same.
     floors: floor id -> mean difference, lower and upper 95 % limit, exact sign-flip p.
-    units_needed: units whose half-width would be at most delta.
+    units_needed: units whose half-width would be at most delta, with the observed sd; `UNIT_SD`
+      where no test could be formed.
     """
 
     benchmark: str
@@ -217,10 +218,17 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def units_needed(sd: float, delta: float, *, overlap: float = 0.0) -> int:
     """Fewest units whose two-sided 95 % half-width of a mean difference is at most delta."""
-    g = MIN_UNITS
-    while stats.t.ppf(0.975, g - 1) * sd * math.sqrt((1 + overlap) / g) > delta:
-        g += max(1, g // 200)
-    return g
+
+    def enough(g: int) -> bool:
+        return bool(stats.t.ppf(0.975, g - 1) * sd * math.sqrt((1 + overlap) / g) <= delta)
+
+    low, high = MIN_UNITS, MIN_UNITS
+    while not enough(high):
+        low, high = high + 1, 2 * high
+    while low < high:  # every number below `low` is too small, `high` is not
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
 
 
 def judge(cases: Sequence[Case]) -> list[Verdict]:
@@ -411,7 +419,9 @@ def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | Non
     if case.confounded:
         return verdict(CONFOUNDED, case.confounded)
     if evidence.refusal:
-        return verdict(CANNOT_TELL, evidence.refusal)
+        needed = units_needed(UNIT_SD, case.delta, overlap=case.overlap)
+        refused = verdict(CANNOT_TELL, evidence.refusal)
+        return dataclasses.replace(refused, units_needed=needed)
     if evidence.missing or gain is None or adjusted is None:
         names = ", ".join(evidence.missing) or "any floor"
         return verdict(NONE, f"listed floors have not been run: {names}")

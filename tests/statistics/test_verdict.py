@@ -315,6 +315,23 @@ def test_units_needed_is_the_smallest_number() -> None:
     assert units_needed(0.0001, 0.03) == verdict.MIN_UNITS
 
 
+@pytest.mark.parametrize("sd", [0.02, 0.06, 0.3, 0.7, 2.0])
+def test_units_needed_is_the_smallest_number_however_large(sd: float) -> None:
+    g = units_needed(sd, 0.03)
+    half = [stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n) for n in (g - 1, g)]
+    assert half[0] > 0.03 >= half[1]
+
+
+def test_without_an_observed_sd_the_units_needed_are_those_of_the_usual_one() -> None:
+    few = {"values": [scores(0.6, units=3)], "floors": {"pixels": scores(0.5, 1, units=3)}}
+    assert one(**few).units_needed == units_needed(verdict.UNIT_SD, verdict.DELTA)
+    folds = one(**few, delta=0.02, overlap=0.5)
+    assert folds.units_needed == units_needed(verdict.UNIT_SD, 0.02, overlap=0.5)
+    equal = one(values=[flat(0.75)], floors={"pixels": flat(0.75)})
+    assert equal.word == "cannot tell"
+    assert equal.units_needed == units_needed(verdict.UNIT_SD, verdict.DELTA)
+
+
 def test_odd_units_and_values_are_refused() -> None:
     with pytest.raises(ValueError, match="pixels and mae differ in unit 'plate11'"):
         one(floors={"pixels": scores(0.5, 1, units=11)})
