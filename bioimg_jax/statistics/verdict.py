@@ -36,6 +36,7 @@ SKEWNESS = 2.0  # times the sample's, in the test of "same"; costs it 2 % of its
 DELTA = 0.03  # equivalence margin, in units of the metric
 UNIT_SD = 0.06  # of a difference, where none was observed
 NOT_RUN = "listed floors have not been run"
+CHANCE = "chance"  # the floor that is known, not measured
 MIN_PERMUTATIONS = math.ceil(1 / ALPHA)  # with fewer no permutation p can be significant
 
 PerUnit = Mapping[str, float]
@@ -91,7 +92,8 @@ class Verdict:
     n_seeds, seed_sd: training seeds, and the sd of the encoder's score over them; None for one.
     p_above, p_below: over the floors, before Holm; holm_above, holm_below: after it; p_same.
     floors: floor id -> mean difference, lower and upper 95 % limit, exact sign-flip p.
-    units_needed: units whose half-width would be at most delta.
+    units_needed: units whose half-width would be at most delta, with the observed sd; `UNIT_SD`
+      where no test could be formed.
     """
 
     benchmark: str
@@ -218,10 +220,17 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def units_needed(sd: float, delta: float, *, overlap: float = 0.0) -> int:
     """Fewest units whose two-sided 95 % half-width of a mean difference is at most delta."""
-    g = MIN_UNITS
-    while stats.t.ppf(0.975, g - 1) * sd * math.sqrt((1 + overlap) / g) > delta:
-        g += max(1, g // 200)
-    return g
+
+    def enough(g: int) -> bool:
+        return bool(stats.t.ppf(0.975, g - 1) * sd * math.sqrt((1 + overlap) / g) <= delta)
+
+    low, high = MIN_UNITS, MIN_UNITS
+    while not enough(high):
+        low, high = high + 1, 2 * high
+    while low < high:  # every number below `low` is too small, `high` is not
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
 
 
 def judge(cases: Sequence[Case]) -> list[Verdict]:
@@ -329,8 +338,8 @@ def _against(
 ) -> Paired:
     """Encoder [seeds, g] minus floors [g]: seeds are averaged; a method pays for their spread.
 
-    Without variance between units there is no t. Two shares of right answers over n rows differ by
-    no more than the width of their Clopper-Pearson intervals: that is the bound.
+    Without variance between units there is no t; `_binomial_bound` says how far the difference of
+    two shares of right answers may be off, at 0.025 / k on either side.
     """
     seeds, k = len(values), len(floors)
     differences = sign * (values[:, None, :] - np.stack(list(floors.values()))[None])
@@ -344,35 +353,58 @@ def _against(
     )
     if case.rows is None:
         return paired
-    n, level = sum(case.rows[unit] for unit in units), 1 - 2 * ALPHA / k
-    own = _binomial_width(values.mean(), n, level)
-    bounds = [max(own, _binomial_width(floor.mean(), n, level)) for floor in floors.values()]
+    n, tail = sum(case.rows[unit] for unit in units), ALPHA / k
+    bounds = [
+        _binomial_bound(values.mean(), floor.mean(), n, tail, exact=name == CHANCE)
+        for name, floor in floors.items()
+    ]
     return dataclasses.replace(paired, bounds=np.array(bounds))
 
 
 def _unsettled(case: Case, paired: Paired, names: Sequence[str], gain: Gain | None = None) -> str:
-    """Why nobody can tell, where a difference is the same in every unit; "" where one can."""
+    """Why nobody can tell, where a difference is the same in every unit; "" where one can.
+
+    Its bound settles a difference that is beyond it, or surely smaller than delta. One that is
+    neither matters only while nothing else decides.
+    """
     constant = paired.constant
     if not constant.any():
         return ""
-    name = names[int(np.argmax(constant))]
     if paired.bounds is None or case.rows is None:
+        name = names[int(np.argmax(constant))]
         return f"the difference to {name} is the same in every unit, so its error is unknown"
     if gain is None or min(gain.p_above, gain.p_below, gain.p_same) < DECISIVE:
         return ""
+    size = np.abs(paired.mean)
+    open_ = constant & (size <= paired.bounds) & (size + paired.bounds >= case.delta)
+    if not open_.any():
+        return ""
+    first = int(np.argmax(open_))
     return (
-        f"the difference to {name} is the same in every unit, and {sum(case.rows.values()):,} test "
-        f"rows bound it to ± {paired.bounds.max():.3f} only"
+        f"the difference to {names[first]} is the same in every unit, and "
+        f"{sum(case.rows.values()):,} test rows bound it to ± {paired.bounds[first]:.3f} only"
     )
 
 
-def _binomial_width(share: float, n: int, confidence: float) -> float:
-    """Width of the Clopper-Pearson interval of `share` right answers of n."""
-    right = min(max(share, 0.0), 1.0) * n
-    tail = (1 - confidence) / 2
+def _binomial_bound(share: float, floor: float, n: int, tail: float, *, exact: bool) -> float:
+    """How far the difference of two shares of n may be off, on either side with chance `tail`.
+
+    It is off by what one share may be too low plus what the other may be too high: half-widths of
+    Clopper-Pearson intervals, whichever pair is the longer. Nothing is assumed of how the two go
+    together. An `exact` floor is no share of n and adds nothing.
+    """
+    low, high = _off(share, n, tail)
+    floor_low, floor_high = (0.0, 0.0) if exact else _off(floor, n, tail)
+    return max(high + floor_low, low + floor_high)
+
+
+def _off(share: float, n: int, tail: float) -> tuple[float, float]:
+    """How far a share of n right answers lies above and below its two Clopper-Pearson limits."""
+    share = min(max(share, 0.0), 1.0)
+    right = share * n
     low = 0.0 if right <= 0 else float(stats.beta.ppf(tail, right, n - right + 1))
     high = 1.0 if right >= n else float(stats.beta.ppf(1 - tail, right + 1, n - right))
-    return high - low
+    return share - low, high - share
 
 
 def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | None) -> Verdict:
@@ -412,7 +444,9 @@ def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | Non
     if case.confounded:
         return verdict(CONFOUNDED, case.confounded)
     if evidence.refusal:
-        return verdict(CANNOT_TELL, evidence.refusal)
+        needed = units_needed(UNIT_SD, case.delta, overlap=case.overlap)
+        refused = verdict(CANNOT_TELL, evidence.refusal)
+        return dataclasses.replace(refused, units_needed=needed)
     if evidence.missing or gain is None or adjusted is None:
         names = ", ".join(evidence.missing) or "any floor"
         return verdict(NONE, f"{NOT_RUN}: {names}")

@@ -209,6 +209,78 @@ def test_zero_variance_is_settled_by_rows_inside_units_or_not_at_all() -> None:
     assert one(**under, rows=dict.fromkeys(UNITS, 50)).word == "below"
 
 
+def test_a_settled_constant_floor_does_not_stand_in_the_way_of_another() -> None:
+    # Twelve plates of 30 rows, all right; pixels miss a few rows of one plate.
+    rows = dict.fromkeys(UNITS, 30)
+    nearly = {"pixels": {**flat(1.0), "plate03": 0.9}}
+    about: dict[str, Any] = {"values": [flat(1.0)], "rows": rows, "delta": 0.01}
+    assert one(**about, floors=nearly).word == "saturated"
+    assert one(**about, floors={**nearly, "chance": flat(0.5)}).word == "saturated"  # far beyond
+    unclear = one(**about, floors={**nearly, "chance": flat(0.5)}, ceiling=None)
+    assert unclear.word == "cannot tell" and "interval of the gain" in unclear.why
+    open_ = {"chance": flat(0.5), **nearly, "twin": flat(0.995)}
+    refused = one(**about, floors=open_)
+    assert refused.word == "cannot tell"
+    assert "the difference to twin is" in refused.why and "360 test rows" in refused.why
+    bound = float(refused.why.split("± ")[1].split()[0])
+    assert 0.005 < bound < 0.03  # twin's own, not that of a floor at one half
+    # Smaller than delta whatever its error: settled too.
+    wide = dict.fromkeys(UNITS, 3_000)
+    assert one(**{**about, "rows": wide}, floors=open_).word == "saturated"
+
+
+def test_a_constant_floor_left_open_does_not_hide_another_that_is_better() -> None:
+    floors = {"twin": flat(0.74), "pixels": {u: v + 0.3 for u, v in scores(0.6).items()}}
+    found = one(values=[flat(0.75)], floors=floors, rows=dict.fromkeys(UNITS, 30))
+    assert found.word == "below" and found.nearest == "pixels"
+
+
+def two_shares(n: int) -> np.ndarray:
+    """All counts [..., 4] of n rows that both, only one, only the other and none got right."""
+    return np.array([c for c in itertools.product(range(n + 1), repeat=4) if sum(c) == n])
+
+
+def misses(n: int, bound: np.ndarray, steps: int) -> float:
+    """Worst chance of two shares [n + 1, n + 1], however they go together, to be off by more."""
+    counts, worst = two_shares(n), 0.0
+    first, second = counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]
+    for p in two_shares(steps) / steps:
+        chance = stats.multinomial.pmf(counts, n, p)
+        error = (p[1] - p[2]) - (first - second) / n
+        for side in (error, -error):
+            worst = max(worst, float(chance[side > bound[first, second] + 1e-12].sum()))
+    return worst
+
+
+def test_the_bound_of_a_difference_of_two_shares_covers_at_its_level() -> None:
+    n, tail = 12, 0.025
+    shares = np.arange(n + 1) / n
+    bound = np.array(
+        [[verdict._binomial_bound(a, b, n, tail, exact=False) for b in shares] for a in shares]
+    )
+    assert 0.5 * tail < misses(n, bound, 20) <= tail  # careful, and not twice as careful
+    width = np.array([sum(verdict._off(share, n, tail)) for share in shares])
+    assert misses(n, np.maximum(width[:, None], width[None, :]), 20) > tail  # the wider one alone
+
+
+def test_a_floor_that_is_known_exactly_adds_nothing_to_the_bound() -> None:
+    n, tail = 30, 0.025
+    shares = np.arange(n + 1) / n
+    bound = np.array([verdict._binomial_bound(a, 0.5, n, tail, exact=True) for a in shares])
+    measured = [verdict._binomial_bound(a, 0.5, n, tail, exact=False) for a in shares]
+    assert (bound < np.array(measured)).all()
+    worst = 0.0
+    for p in np.linspace(0.0, 1.0, 201):
+        chance = stats.binom.pmf(np.arange(n + 1), n, p)
+        for side in (p - shares, shares - p):
+            worst = max(worst, float(chance[side > bound + 1e-12].sum()))
+    assert 0.5 * tail < worst <= tail
+    rows = dict.fromkeys(UNITS, 4)  # 48 in all: 0.2 is beyond one interval, not beyond two
+    about: dict[str, Any] = {"values": [flat(0.75)], "rows": rows, "ceiling": None}
+    assert one(**about, floors={"chance": flat(0.55)}).word == "above"
+    assert one(**about, floors={"pixels": flat(0.55)}).word == "cannot tell"
+
+
 def test_a_constant_difference_to_the_metadata_is_settled_the_same_way() -> None:
     rows = dict.fromkeys(UNITS, 50)
     offset = {unit: value - 0.2 for unit, value in scores(0.6).items()}
@@ -321,6 +393,23 @@ def test_units_needed_is_the_smallest_number() -> None:
     assert half[0] > 0.03 >= half[1]
     assert units_needed(0.06, 0.03, overlap=1.0) > g
     assert units_needed(0.0001, 0.03) == verdict.MIN_UNITS
+
+
+@pytest.mark.parametrize("sd", [0.02, 0.06, 0.3, 0.7, 2.0])
+def test_units_needed_is_the_smallest_number_however_large(sd: float) -> None:
+    g = units_needed(sd, 0.03)
+    half = [stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n) for n in (g - 1, g)]
+    assert half[0] > 0.03 >= half[1]
+
+
+def test_without_an_observed_sd_the_units_needed_are_those_of_the_usual_one() -> None:
+    few = {"values": [scores(0.6, units=3)], "floors": {"pixels": scores(0.5, 1, units=3)}}
+    assert one(**few).units_needed == units_needed(verdict.UNIT_SD, verdict.DELTA)
+    folds = one(**few, delta=0.02, overlap=0.5)
+    assert folds.units_needed == units_needed(verdict.UNIT_SD, 0.02, overlap=0.5)
+    equal = one(values=[flat(0.75)], floors={"pixels": flat(0.75)})
+    assert equal.word == "cannot tell"
+    assert equal.units_needed == units_needed(verdict.UNIT_SD, verdict.DELTA)
 
 
 def test_odd_units_and_values_are_refused() -> None:
