@@ -32,8 +32,8 @@ def find_benchmarks(text: str, options: Mapping[str, Any]) -> list[Benchmark]:
         "linear": lambda: Linear(tuple(options["strengths"])),
         "knn": Knn,
         "few_shot": FewShot,
-        "attentive": Attentive,
         "ridge": Ridge,
+        "attentive": Attentive,
     }
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:

@@ -115,7 +115,7 @@ def test_training_seeds_are_one_case_and_their_twins_are_averaged(name, tmp_path
         opened = table(tmp_path / f"{key}.h5ad", obs, layers)
         about = {"settings": {"group": "mae" if trained else "mae_step0"}}
         found[key] = scores(name, opened, folds, representation=key, kind=kind, seed=seed, **about)
-    audit = {"verdict": "", "reason": "", "per_unit": {}}
+    audit = {"verdict": "", "reason": "", "rivals": {}}
     (case,) = cases(
         [score for of in found.values() for score in of],
         [{"name": "compound", "nuisance": False, "audit": audit}],
