@@ -153,7 +153,7 @@ def _effects(rng: np.random.Generator, shape: str, size: tuple[int, ...]) -> np.
 
 def _paired(differences: np.ndarray, family: int = 1, overlap: float = 0.0) -> Paired:
     resamples = n_resamples(differences.shape[1], family)
-    return Paired.of(differences, resamples=resamples, overlap=overlap)
+    return Paired.of(differences, resamples=resamples, overlap=overlap, sparing=True)
 
 
 def _one_cell(
@@ -254,6 +254,7 @@ def _seeds(rule: Rule, rng: np.random.Generator, sets: int) -> Iterator[Check]:
             resamples=n_resamples(1, 1),
             seed_variance=spread,
             seed_df=SEEDS - 1,
+            sparing=True,
         )
         yield from _false_calls(rule, paired, sets, f"method, {SEEDS} seeds, {g} units")
         careless = rule.above(_paired(scores.mean(axis=1)))
