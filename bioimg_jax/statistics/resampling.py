@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy import stats
@@ -19,7 +19,9 @@ from bioimg_jax.statistics.intervals import MIN_UNITS
 BOOTSTRAP_UNITS = 20
 SIGN_FLIP_UNITS = 20  # 2^20 sign patterns are still listed one by one
 DECISIVE = 0.05  # no verdict rests on a larger p
-BLOCK_VALUES = 1 << 24  # pivots held at a time
+BLOCK_VALUES = 1 << 22  # pivots held at a time, 16 MiB
+DRAWN_VALUES = 1 << 18  # counts drawn at a time, from a seed of their own
+KEPT_VALUES = 1 << 26  # counts kept for the next call, a byte each; more than that are redrawn
 
 Needed = Callable[[np.ndarray], np.ndarray]
 
@@ -42,6 +44,10 @@ class Paired:
     transformed t (Hall, Journal of the Royal Statistical Society B 54, 1992), given that skewness:
     a sample shows too little of a long tail, and neither t nor the bootstrap knows the rest.
 
+    Each p is the larger of t's and the bootstrap's wherever it lies. Only where `sparing`, for
+    simulations that count decisions, is it t's alone, the smaller, where no decision can rest on it
+    (`needed`).
+
     Where the differences are `constant` there is no t. `bounds` [...] then says how far the mean
     may be off, whatever the confidence: a p is 0 beyond it and 1 within, and limits lie at it.
     """
@@ -53,6 +59,7 @@ class Paired:
     resamples: int
     skewness: np.ndarray | None = None
     bounds: np.ndarray | None = None
+    sparing: bool = False
 
     @classmethod
     def of(
@@ -63,6 +70,7 @@ class Paired:
         overlap: float = 0.0,
         seed_variance: np.ndarray | float = 0.0,
         seed_df: int = 0,
+        sparing: bool = False,
     ) -> "Paired":
         d = np.asarray(differences, np.float64)
         g = d.shape[-1]
@@ -74,7 +82,7 @@ class Paired:
         df = np.divide(
             total**2, denominator, out=np.full_like(total, g - 1.0), where=denominator > 0
         )
-        return cls(d, mean, np.sqrt(total), df, resamples)
+        return cls(d, mean, np.sqrt(total), df, resamples, sparing=sparing)
 
     @property
     def constant(self) -> np.ndarray:
@@ -93,7 +101,8 @@ class Paired:
         """One-sided p [...] of "the mean is at most `null`"; small where it is greater.
 
         `needed`: t's p [...] -> bool [...], where a decision may rest on the p; elsewhere the
-        bootstrap, which only enlarges it, is spared. By default where t's p is below `DECISIVE`.
+        bootstrap, which only enlarges it, can be spared. By default where t's p is below
+        `DECISIVE`. Of no effect unless `sparing`.
         """
         return self._p(null, 1.0, needed)
 
@@ -122,11 +131,12 @@ class Paired:
             p = np.where(constant, np.where(distance > self.bounds, 0.0, 1.0), p)
         if not self._bootstrapped:
             return p
-        wanted = (p < DECISIVE if needed is None else needed(p)) & ~constant
-        flat, pivots, rows = p.reshape(-1), pivot.reshape(-1), self._rows()
-        for part in _blocks(np.flatnonzero(wanted), self.resamples):
-            drawn = sign * bootstrap_pivots(rows[part], self.resamples)  # [resamples, n]
-            tail = (1 + (drawn >= pivots[part]).sum(axis=0)) / (1 + self.resamples)
+        wanted = ~constant
+        if self.sparing:
+            wanted &= p < DECISIVE if needed is None else needed(p)
+        flat, pivots = p.reshape(-1), pivot.reshape(-1)
+        for part, drawn in self._drawn(wanted):
+            tail = (1 + (sign * drawn >= pivots[part]).sum(axis=0)) / (1 + self.resamples)
             flat[part] = np.maximum(flat[part], tail)
         return flat.reshape(p.shape)
 
@@ -135,10 +145,9 @@ class Paired:
         constant = self.constant
         reach = np.broadcast_to(stats.t.ppf(confidence, self.df), self.mean.shape).copy()
         if self._bootstrapped:
-            flat, rows = reach.reshape(-1), self._rows()
-            for part in _blocks(np.flatnonzero(~constant), self.resamples):
-                drawn = sign * bootstrap_pivots(rows[part], self.resamples)
-                quantile = np.quantile(drawn, confidence, axis=0, method="higher")
+            flat = reach.reshape(-1)
+            for part, drawn in self._drawn(~constant):
+                quantile = np.quantile(sign * drawn, confidence, axis=0, method="higher")
                 flat[part] = np.maximum(flat[part], quantile)
             reach = flat.reshape(self.mean.shape)
         reach = self.error * reach
@@ -148,8 +157,17 @@ class Paired:
     def _bootstrapped(self) -> bool:
         return self.resamples > 0 and self.differences.shape[-1] >= BOOTSTRAP_UNITS
 
-    def _rows(self) -> np.ndarray:
-        return self.differences.reshape(-1, self.differences.shape[-1])
+    def _drawn(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions of the wanted rows, so many at a time, and their pivots [resamples, n]."""
+        rows, at = self.differences.reshape(-1, self.differences.shape[-1]), np.flatnonzero(wanted)
+        if len(at) and len(rows) * self.resamples <= BLOCK_VALUES:
+            # A verdict asks for the same few rows again and again.
+            yield at, _pivots_of_few(rows.tobytes(), len(rows), self.resamples)[:, at]
+            return
+        step = max(1, BLOCK_VALUES // self.resamples)
+        for first in range(0, len(at), step):
+            part = at[first : first + step]
+            yield part, bootstrap_pivots(rows[part], self.resamples)
 
 
 def _hall(t: np.ndarray, a: np.ndarray) -> np.ndarray:
@@ -161,31 +179,54 @@ def _hall(t: np.ndarray, a: np.ndarray) -> np.ndarray:
 def bootstrap_pivots(differences: np.ndarray, resamples: int) -> np.ndarray:
     """(mean* - mean) / error* float32 [resamples, n] of differences [n, g], units redrawn.
 
-    The redrawn units are the same for every row and every call (a fixed seed), so that a verdict
-    is a function of its data. A resample without variance has a pivot of ± infinity or 0.
+    The redrawn units are the same for every row and every call (fixed seeds), so that a verdict is
+    a function of its data. A resample without variance has a pivot of ± infinity or 0.
     """
-    g = differences.shape[1]
-    counts = _resampled_units(g, resamples)  # [resamples, g]
+    n, g = differences.shape
     centred = differences - differences.mean(axis=1, keepdims=True)
-    centred = (centred / centred.std(axis=1, keepdims=True)).astype(np.float32)
-    mean = counts @ centred.T / np.float32(g)  # [resamples, n]
-    square = counts @ (centred**2).T / np.float32(g)
-    error = np.sqrt(np.maximum(square - mean**2, 0.0) / np.float32(g - 1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pivots = np.where(error > 1e-4, mean / error, np.sign(mean) * np.float32(np.inf))
-    return np.nan_to_num(pivots, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    sd = centred.std(axis=1, keepdims=True)
+    centred = (centred / np.where(sd > 0, sd, 1.0)).astype(np.float32)
+    powers = np.ascontiguousarray(np.concatenate([centred, centred**2]).T) / np.float32(g)
+    pivots, first = np.empty((resamples, n), np.float32), 0
+    for counts in redrawn_units(g, resamples):
+        sums = counts @ powers  # [r, 2 n]
+        mean, square = sums[:, :n], sums[:, n:]
+        error = np.sqrt(np.maximum(square - mean**2, 0.0) / np.float32(g - 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            block = np.where(error > 1e-4, mean / error, np.sign(mean) * np.float32(np.inf))
+        pivots[first : first + len(block)] = np.nan_to_num(
+            block, nan=0.0, posinf=np.inf, neginf=-np.inf
+        )
+        first += len(block)
+    return pivots
 
 
-@functools.lru_cache(maxsize=4)
-def _resampled_units(g: int, resamples: int) -> np.ndarray:
-    """How often each unit is drawn, float32 [resamples, g]."""
-    rng = np.random.default_rng([g, resamples])
-    return rng.multinomial(g, np.full(g, 1 / g), size=resamples).astype(np.float32)
+@functools.lru_cache(maxsize=1)
+def _pivots_of_few(rows: bytes, n: int, resamples: int) -> np.ndarray:
+    return bootstrap_pivots(np.frombuffer(rows, np.float64).reshape(n, -1), resamples)
 
 
-def _blocks(rows: np.ndarray, resamples: int) -> list[np.ndarray]:
-    step = max(1, BLOCK_VALUES // resamples)
-    return [rows[i : i + step] for i in range(0, len(rows), step)]
+def redrawn_units(g: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each unit is drawn, float32 [r, g] at a time, `resamples` in all.
+
+    The number of units alone says how many come at a time, and every block has its own seed, so
+    that a resample does not depend on how many are asked for, and memory on neither of the two.
+    """
+    step = max(1, DRAWN_VALUES // g)
+    draw = _kept_counts if g * resamples <= KEPT_VALUES else _counts
+    for block in range(-(-resamples // step)):
+        yield draw(g, block)[: resamples - block * step].astype(np.float32)
+
+
+def _counts(g: int, block: int) -> np.ndarray:
+    """Counts uint8 [r, g] of one block. No unit is ever drawn 256 times: the chance is 1 / 256!."""
+    rows = max(1, DRAWN_VALUES // g)
+    drawn = np.random.default_rng([g, block]).integers(0, g, (rows, g))
+    drawn += g * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * g).reshape(rows, g).astype(np.uint8)
+
+
+_kept_counts = functools.lru_cache(maxsize=KEPT_VALUES // DRAWN_VALUES)(_counts)
 
 
 def sign_flip_p(differences: np.ndarray) -> float | None:
@@ -262,10 +303,10 @@ def query_interval(
     shown = QueryInterval(value, None, len(each), g)
     if g < MIN_UNITS or np.abs(off).max() <= 1e-12 * max(abs(value), 1e-3) * size.max():
         return shown
-    counts = _resampled_units(g, resamples).astype(np.float64)  # [resamples, g]
-    total = counts @ size
-    mean = counts @ off / total
-    square = counts @ off**2 - 2 * mean * (counts @ (off * size)) + mean**2 * (counts @ size**2)
+    weights = np.stack([size, off, off**2, off * size, size**2], axis=1)  # [g, 5]
+    sums = np.concatenate([counts @ weights for counts in redrawn_units(g, resamples)])
+    total, mean = sums[:, 0], sums[:, 1] / sums[:, 0]
+    square = sums[:, 2] - 2 * mean * sums[:, 3] + mean**2 * sums[:, 4]
     error = np.sqrt(np.maximum(square, 0.0) * g / (g - 1)) / total
     own = math.sqrt((off**2).sum() * g / (g - 1)) / len(each)
     with np.errstate(divide="ignore", invalid="ignore"):

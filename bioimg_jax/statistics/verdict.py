@@ -90,7 +90,8 @@ class Verdict:
     normalised: {"value", "interval"}: gain / (ceiling - nearest floor), with Fieller's 95 %
       interval; None where the ceiling is unknown or not far enough away (`intervals`).
     n_seeds, seed_sd: training seeds, and the sd of the encoder's score over them; None for one.
-    p_above, p_below: over the floors, before Holm; holm_above, holm_below: after it; p_same.
+    p_above, p_below: over the floors, before Holm; holm_above, holm_below: after it; p_same. Each
+      from 20 units on the larger of t's and the bootstrap's, wherever it lies.
     floors: floor id -> mean difference, lower and upper 95 % limit, exact sign-flip p.
     units_needed: units whose half-width would be at most delta, with the observed sd; `UNIT_SD`
       where no test could be formed.
@@ -156,7 +157,7 @@ def p_above(
 ) -> np.ndarray:
     """p [...] of "Delta is at most `null`" (a number, or [..., 1]): each floor must be beaten.
 
-    `among` bool [...]: where the p can matter; elsewhere it may be too small.
+    `among` bool [...]: where the p can matter; of `sparing` differences it is t's elsewhere.
     """
 
     def needed(p: np.ndarray) -> np.ndarray:  # one floor that is not beaten decides for all
@@ -268,9 +269,10 @@ class _Evidence:
     gain: Gain | None = None
     paired: Paired | None = None
     names: tuple[str, ...] = ()
+    floors: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
     room: np.ndarray | None = None  # ceiling - floor [k, g], where a ceiling is known
     beats_metadata: float | None = None  # p of "not above the metadata"
-    best_upper: float | None = None  # upper limit of the best floor's own score
+    best_upper: float | None = None  # upper limit of the best floor's own score, likewise
     best: str = ""
 
     @classmethod
@@ -291,6 +293,7 @@ class _Evidence:
         resamples = n_resamples(len(names), family)
         paired = _against(case, values, run, resamples, sign, units)
         gain = assess(paired, case.delta)
+        each = _per_floor(case, paired, names)
         if refusal := _unsettled(case, paired, names, gain):
             return cls(units, missing, refusal)
         beats = None
@@ -301,18 +304,22 @@ class _Evidence:
             if refusal := _unsettled(case, against, tuple(rivals)):
                 return cls(units, missing, refusal)
         best = max(names, key=lambda name: sign * run[name].mean())
-        own = Paired.of(sign * run[best][None], resamples=resamples, overlap=case.overlap)
+        best_upper = None
+        if case.ceiling is not None:
+            own = Paired.of(sign * run[best][None], resamples=resamples, overlap=case.overlap)
+            best_upper = float(own.upper(1 - ALPHA)[0])
         return cls(
             units,
             missing,
             gain=gain,
             paired=paired,
             names=names,
+            floors=each,
             room=None
             if case.ceiling is None
             else sign * (case.ceiling - np.stack(list(run.values()))),
             beats_metadata=None if beats is None else float(beats),
-            best_upper=float(own.upper(1 - ALPHA)[0]),
+            best_upper=best_upper,
             best=best,
         )
 
@@ -430,7 +437,7 @@ def _decide(case: Case, evidence: _Evidence, adjusted: tuple[float, float] | Non
             p_same=float(gain.p_same),
             holm_above=None if adjusted is None else adjusted[0],
             holm_below=None if adjusted is None else adjusted[1],
-            floors=_per_floor(case, paired, evidence.names),
+            floors=evidence.floors,
             units_needed=units_needed(sd or UNIT_SD, case.delta, overlap=case.overlap),
         )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from bioimg_jax.statistics.resampling import (
     n_resamples,
     pseudo_values,
     query_interval,
+    redrawn_units,
     sign_flip_p,
 )
 
@@ -64,12 +66,86 @@ def test_from_20_units_on_p_is_the_larger_and_limits_are_the_wider() -> None:
 
 def test_bootstrap_pivots_are_those_of_redrawn_units() -> None:
     d = differences(20)[None]
-    counts = resampling._resampled_units(20, 50)
+    (counts,) = redrawn_units(20, 50)
     pivots = resampling.bootstrap_pivots(d, 50)[:, 0]
     for row, pivot in zip(counts.astype(int), pivots, strict=True):
         redrawn = np.repeat(d[0], row)
         expected = (redrawn.mean() - d.mean()) / (redrawn.std() / np.sqrt(19))
         assert pivot == pytest.approx(expected, rel=1e-3)
+
+
+def test_units_are_redrawn_uniformly_and_independently() -> None:
+    # More than one block of each, and one drawn block short.
+    for g, resamples in ((7, 60_000), (300, 2_000)):
+        blocks = list(redrawn_units(g, resamples))
+        counts = np.concatenate(blocks)
+        assert len(blocks) > 1 and counts.shape == (resamples, g) and counts.dtype == np.float32
+        assert (counts.sum(axis=1) == g).all()
+        np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=5 / np.sqrt(resamples))
+        np.testing.assert_allclose(counts.var(), 1 - 1 / g, rtol=0.02)
+        together = np.mean(counts[:, 0] * counts[:, -1]) - 1.0
+        assert together == pytest.approx(-1 / g, abs=5 / np.sqrt(resamples))
+        assert len(np.unique(counts[:2_000], axis=0)) > 600  # no block is drawn twice
+        ends = np.cumsum([len(block) for block in blocks])
+        assert not np.array_equal(blocks[0][:100], counts[ends[0] : ends[0] + 100])
+
+
+def test_a_resample_depends_on_nothing_but_its_number() -> None:
+    d = np.random.default_rng(5).exponential(0.06, (6, 90))
+    many = resampling.bootstrap_pivots(d, 9_000)
+    np.testing.assert_allclose(resampling.bootstrap_pivots(d, 5_000), many[:5_000], atol=1e-4)
+    np.testing.assert_allclose(resampling.bootstrap_pivots(d[2:3], 9_000), many[:, 2:3], atol=1e-4)
+
+
+def test_no_size_of_a_block_changes_p_or_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = np.random.default_rng(6).exponential(0.06, (5, 24)) - 0.03
+
+    def found() -> list[np.ndarray]:
+        paired = Paired.of(d, resamples=6_000)
+        return [paired.p_greater(), paired.p_less(), paired.lower(0.975), paired.upper(0.99)]
+
+    resampling._pivots_of_few.cache_clear()
+    whole = found()
+    for pivots, kept in ((12_000, 1 << 26), (1, 1 << 25), (1 << 22, 0)):
+        monkeypatch.setattr(resampling, "BLOCK_VALUES", pivots)
+        monkeypatch.setattr(resampling, "KEPT_VALUES", kept)
+        resampling._pivots_of_few.cache_clear()
+        for one, other in zip(found(), whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def test_memory_is_bounded_whatever_the_units_and_the_family() -> None:
+    # 1,500 units and 60,000 resamples: the counts alone would be 360 MB of float32.
+    resampling._kept_counts.cache_clear()
+    d = np.random.default_rng(7).normal(0.02, 0.06, (9, 1_500))
+    tracemalloc.start()
+    try:
+        paired = Paired.of(d, resamples=60_000)
+        paired.p_greater()
+        paired.upper(0.975)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6
+    # What is kept between calls, at most: a byte each.
+    kept = resampling._kept_counts.cache_info()
+    assert kept.currsize == 0 and kept.maxsize * resampling.DRAWN_VALUES == 1 << 26
+
+
+def test_p_is_the_larger_of_t_and_bootstrap_wherever_it_lies() -> None:
+    d = 0.075 - np.random.default_rng(8).exponential(0.06, (30, 20))
+    plain, both = Paired.of(d, resamples=0), Paired.of(d, resamples=4_000)
+    drawn = resampling.bootstrap_pivots(d, 4_000)
+    pivots = d.mean(axis=1) / (d.std(axis=1, ddof=1) / np.sqrt(20))
+    tail = (1 + (drawn >= pivots).sum(axis=0)) / 4_001
+    np.testing.assert_allclose(
+        both.p_greater(), np.maximum(plain.p_greater(), tail), atol=3 / 4_001
+    )
+    assert (both.p_greater() > plain.p_greater() + 0.01)[plain.p_greater() > 0.1].any()
+    spared = Paired.of(d, resamples=4_000, sparing=True).p_greater()
+    decisive = plain.p_greater() < resampling.DECISIVE
+    assert decisive.any() and not decisive.all()
+    np.testing.assert_array_equal(spared, np.where(decisive, both.p_greater(), plain.p_greater()))
 
 
 def test_p_and_limit_of_the_bootstrap_say_the_same() -> None:
