@@ -162,7 +162,10 @@ def test_benchmarks_keep_the_order_of_the_config_and_tell_apart_what_they_score(
     ("text", "message"),
     [
         ("", "expected some of linear, knn, few_shot, ridge"),
-        ("knn,kNN", "'kNN', expected some of linear, knn, few_shot, ridge or a Python file"),
+        (
+            "knn,kNN",
+            "'kNN', expected some of linear, knn, few_shot, ridge, attentive or a Python file",
+        ),
         ("knn,ridge,knn", "names 'knn' twice"),
         ("absent.py", "absent.py"),
     ],

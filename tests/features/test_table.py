@@ -134,11 +134,23 @@ def test_row_given_twice_is_refused(tmp_path):
 
 
 def test_feature_that_float16_cannot_hold_is_named(tmp_path):
-    values = features(10)
-    values["final/cls"][6, 1] = 1e6
-    positions = [range(5), range(5, 10)]
-    with pytest.raises(InputError, match="layer 'final/cls' of row 6 is not finite in float16"):
-        write(tmp_path / "t.h5ad", batches=batches(values, positions))
+    values = features(600)
+    values["final/cls"][560, 1] = 1e6
+    positions = [range(550), range(550, 600)]
+    with pytest.raises(InputError, match="layer 'final/cls' of row 560 is not finite in float16"):
+        write(tmp_path / "t.h5ad", n=600, batches=batches(values, positions))
+
+
+@pytest.mark.parametrize("size", [7, 100, 600])
+def test_precision_does_not_depend_on_the_size_of_a_batch(size, tmp_path):
+    values = features(600)
+    # The first rows are a constant, which float16 holds; the others it would blur.
+    values["final/cls"] = np.float32(1000) + np.float32(1e-3) * values["final/cls"]
+    values["final/cls"][:100] = 1000
+    positions = [range(first, min(first + size, 600)) for first in range(0, 600, size)]
+    write(tmp_path / "t.h5ad", n=600, batches=batches(values, positions))
+    table = read_table(tmp_path / "t.h5ad")
+    np.testing.assert_array_equal(table.layer("final/cls"), values["final/cls"].astype("f4"))
 
 
 def test_layer_of_another_width_is_refused(tmp_path):

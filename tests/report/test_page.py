@@ -162,11 +162,13 @@ def test_the_ladder_comes_first_and_stands_in_the_order_of_the_values(tmp_path: 
     values = page[page.index("<summary>Values") : page.index("</table>")]
     order = re.findall(r'<td class="name">([^<]+)</td>\n<td class="name">([^<]+)</td>', values)
     assert order == [
+        ("metadata: well (mae)", "audit"),
         ("pixels", "pixels"),
         ("mae_vit", "encoder"),
         ("mae_vit_inductive", "shown only"),
         ("mae_vit_step0", "twin"),
-        ("vit_random", "selected: vit_random_1"),
+        ("vit_random", "shown only"),
+        ("untrained, selected", "selected fold by fold"),
         ("mae", "shown only"),
         ("chance", "chance"),
     ]
