@@ -20,7 +20,7 @@ from bioimg_jax.statistics.verdict import ALPHA, ALPHA_SAME, DELTA, UNIT_SD
 
 POWER = 0.8
 MAX_UNITS = 100_000
-DRAWS = 20_000  # data sets behind the power over several floors
+DRAWS = 10_000  # data sets behind the power over several floors
 
 
 @dataclasses.dataclass(frozen=True)
