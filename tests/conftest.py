@@ -1,6 +1,8 @@
 """Every test runs on eight simulated CPU devices, with rank promotion an error."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before JAX starts; the flag of a user's environment is kept.
@@ -15,6 +17,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_MAPPINGS = 20_000  # of memory, before compiled programs are forgotten
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,3 +46,17 @@ def prepared_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared")
     prepare(name="synthetic_cells", out=out, options={"images_per_site": 1})
     return out
+
+
+@pytest.fixture(autouse=True)
+def _room_for_compiled_programs() -> Iterator[None]:
+    """Forgets what was compiled before the process has too many memory mappings.
+
+    Every program that XLA compiles on CPU keeps a few. Linux allows a process 65,530, and the
+    compiler then ends in a segmentation fault, which the whole suite in one process comes near.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
