@@ -38,7 +38,9 @@ def test_nuclei_and_layout_share_their_segmentation() -> None:
 
 
 def test_unknown_names_are_told_and_impossible_floors_are_left_out_with_the_reason() -> None:
-    with pytest.raises(InputError, match="'pixel', expected some of chance, twin, selected, pix"):
+    with pytest.raises(
+        InputError, match="'pixel', expected some of chance, twin, selected, layout_trained, pix"
+    ):
         Floors(("grey",), 8, ["pixel"])
     floors = Floors(("grey",), 8, NAMES)
     assert set(floors.omitted) == {"nuclei", "layout", "layout_rendered", "combined"}
