@@ -177,7 +177,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "floors": list(floors),
         "omitted": omitted,
         "selected": selected,
-        "plan": plans(evaluation, dataset, folds, audited),
+        "plan": plans(evaluation, targets, used, folds, audited),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": untrained_distribution(scores),
         "scores": [score.to_row() for score in scores],
@@ -483,25 +483,26 @@ def _audited(
 
 def plans(
     evaluation: Evaluation,
-    dataset: Dataset,
+    targets: Sequence[Target],
+    used: pd.DataFrame,
     folds: Mapping[str, Sequence[Fold]],
     audited: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """What verdicts on each biological target can say, from metadata, folds and floors alone.
 
-    folds: positions in the rows that are evaluated. Rows of `statistics.plan.plan_table`, one a
-    benchmark and target; a target that the metadata settle is in no family of tests.
+    used: metadata of the rows that are evaluated, which the folds count. Returns rows of
+    `statistics.plan.plan_table`, one a benchmark and target; a target that the metadata settle is
+    in no family of tests.
     """
-    settings, targets = evaluation.settings, dataset.declaration.targets
+    settings = evaluation.settings
     n_floors = len(set(floor_ids(settings["floors"])) - set(own_floors(evaluation).omitted))
-    rows, _ = subset(evaluation.config, dataset, targets, "max_examples")
     designs, settled = [], []
     for benchmark in chosen_benchmarks(settings):
         for target in targets:
             if target.nuisance:
                 continue
             tested = np.concatenate([fold.test for fold in folds[target.name]])
-            units = unit_names(dataset.metadata.iloc[rows[tested]], target.unit).astype(str)
+            units = unit_names(used.iloc[tested], target.unit).astype(str)
             _, counts = np.unique(units, return_counts=True)
             if audited[target.name]["verdict"]:
                 settled.append(
@@ -541,7 +542,7 @@ def print_plan(evaluation: Evaluation, dataset: Dataset) -> None:
     audited = _audited(evaluation, used, folds, targets)
     print("verdicts that the design can reach:")
     several = len(chosen_benchmarks(evaluation.settings)) > 1
-    for row in plans(evaluation, dataset, folds, audited):
+    for row in plans(evaluation, targets, used, folds, audited):
         name = f"{row['target']}, {row['benchmark']}" if several else row["target"]
         print(f"  {name}: {row['sentence']}")
 

@@ -308,7 +308,7 @@ def _test_metrics(
 def _unit_rows(task: Task, folds: Sequence[Fold], metric: str) -> dict[str, int]:
     """Rows behind each test unit's value: the smallest class of the unit, times its classes.
 
-    None where the values are pseudo-values, which no binomial bound is about.
+    Empty where the values are pseudo-values, which no binomial bound is about.
     """
     rows = np.concatenate([fold.test for fold in folds])
     if by_pseudo_values(task.labels[rows], task.units[rows], metric):
