@@ -33,6 +33,7 @@ CONFOUNDED, SATURATED, CANNOT_TELL, NONE = "confounded", "saturated", "cannot te
 ALPHA = 0.025  # of "above" and of "below", each over the whole family
 ALPHA_SAME = 0.05
 SKEWNESS = 2.0  # times the sample's, in the test of "same"; costs it 2 % of its power at 40 units
+FAMILY_SKEWNESS = 1.5  # likewise, in "above" and "below" of a family of several tests
 DELTA = 0.03  # equivalence margin, in units of the metric
 UNIT_SD = 0.06  # of a difference, where none was observed
 NOT_RUN = "listed floors have not been run"
@@ -90,8 +91,9 @@ class Verdict:
     normalised: {"value", "interval"}: gain / (ceiling - nearest floor), with Fieller's 95 %
       interval; None where the ceiling is unknown or not far enough away (`intervals`).
     n_seeds, seed_sd: training seeds, and the sd of the encoder's score over them; None for one.
-    p_above, p_below: over the floors, before Holm; holm_above, holm_below: after it; p_same. Each
-      from 20 units on the larger of t's and the bootstrap's, wherever it lies.
+    p_above, p_below: over the floors, of this test alone; holm_above, holm_below: in the family of
+      the run; p_same. Each from 20 units on the larger of t's and the bootstrap's, wherever it
+      lies; a family's are guarded against skewness as well.
     floors: floor id -> mean difference, lower and upper 95 % limit, exact sign-flip p.
     units_needed: units whose half-width would be at most delta, with the observed sd; `UNIT_SD`
       where no test could be formed.
@@ -129,7 +131,10 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """The tests of many gains at once: fields [...] of differences [..., k, g] to k floors."""
+    """The tests of many gains at once: fields [...] of differences [..., k, g] to k floors.
+
+    family_above, family_below: what Holm is given where the test is one of several.
+    """
 
     value: np.ndarray
     low: np.ndarray
@@ -137,6 +142,8 @@ class Gain:
     p_above: np.ndarray
     p_below: np.ndarray
     p_same: np.ndarray
+    family_above: np.ndarray
+    family_below: np.ndarray
 
 
 def assess(paired: Paired, delta: float) -> Gain:
@@ -149,16 +156,27 @@ def assess(paired: Paired, delta: float) -> Gain:
         p_above=p_above(paired),
         p_below=p_below(paired),
         p_same=p_same(paired, delta),
+        family_above=p_above(paired, guard=FAMILY_SKEWNESS),
+        family_below=p_below(paired, guard=FAMILY_SKEWNESS),
     )
 
 
 def p_above(
-    paired: Paired, null: float | np.ndarray = 0.0, among: np.ndarray | bool = True
+    paired: Paired,
+    null: float | np.ndarray = 0.0,
+    among: np.ndarray | bool = True,
+    *,
+    guard: float | None = None,
 ) -> np.ndarray:
     """p [...] of "Delta is at most `null`" (a number, or [..., 1]): each floor must be beaten.
 
     `among` bool [...]: where the p can matter; of `sparing` differences it is t's elsewhere.
+    `guard`: how many times the skewness of the differences the test guards against. One test at
+    0.025 needs none; the first of a family lies so far out in the tail that t and the bootstrap no
+    longer know it (8 tests, 20 units of exponential differences: some false "above" in 0.08).
     """
+    if guard is not None:
+        paired = dataclasses.replace(paired, skewness=guard * paired.sample_skewness)
 
     def needed(p: np.ndarray) -> np.ndarray:  # one floor that is not beaten decides for all
         undecided = (p.max(axis=-1) < DECISIVE) & among
@@ -201,12 +219,11 @@ def p_same(paired: Paired, delta: float) -> np.ndarray:
     With t and bootstrap alone, skewed differences were called the same too often (0.06 to 0.08
     instead of 0.05 for exponential ones and 20 units): `SKEWNESS` guards against it.
     """
-    paired = dataclasses.replace(paired, skewness=SKEWNESS * paired.sample_skewness)
     plain = dataclasses.replace(paired, resamples=0)  # by t, the smaller p
-    both = p_above(plain, -delta) < DECISIVE
+    both = p_above(plain, -delta, guard=SKEWNESS) < DECISIVE
     both &= p_below(plain, delta, guard=SKEWNESS) < DECISIVE
-    below = p_below(paired, delta, both, guard=SKEWNESS)
-    return np.maximum(p_above(paired, -delta, both), below)
+    above = p_above(paired, -delta, both, guard=SKEWNESS)
+    return np.maximum(above, p_below(paired, delta, both, guard=SKEWNESS))
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -237,8 +254,9 @@ def units_needed(sd: float, delta: float, *, overlap: float = 0.0) -> int:
 def judge(cases: Sequence[Case]) -> list[Verdict]:
     """The verdicts of a run.
 
-    The cases that a test decides are one family: Holm at 0.025 a direction. Not in it are those
-    that the audit, made before and without any score, has ruled out.
+    The cases that a test decides are one family: Holm at 0.025 a direction, and from two of them
+    on each test is guarded against skewness. Not in it are those that the audit, made before and
+    without any score, has ruled out.
 
     Raises:
       ValueError: units of a floor that are not the encoder's, a value that is not finite.
@@ -250,8 +268,9 @@ def judge(cases: Sequence[Case]) -> list[Verdict]:
         if e.gain is not None and not (e.missing or case.confounded or case.nuisance)
     ]
     gains = [gain for i in tested if (gain := evidence[i].gain) is not None]
-    above = holm([float(gain.p_above) for gain in gains])
-    below = holm([float(gain.p_below) for gain in gains])
+    several = len(gains) > 1
+    above = holm([float(gain.family_above if several else gain.p_above) for gain in gains])
+    below = holm([float(gain.family_below if several else gain.p_below) for gain in gains])
     adjusted = {i: (float(a), float(b)) for i, a, b in zip(tested, above, below, strict=True)}
     return [
         _decide(case, e, adjusted.get(i))

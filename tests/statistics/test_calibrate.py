@@ -80,9 +80,6 @@ def test_the_engine_keeps_its_promises() -> None:
     assert not broken(checks)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="0.08, not 0.05: t and bootstrap at 0.025 / 8 of skewed effects"
-)
 @pytest.mark.parametrize("shape", ["exponential", "mirrored exponential"])
 def test_a_family_of_skewed_effects_keeps_its_promise_at_20_units(shape: str) -> None:
     # The small simulations above are too few to see it.
