@@ -27,9 +27,10 @@ from bioimg_jax.candidates import (
 from bioimg_jax.checkpoint import open_checkpoint
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.errors import InputError
-from bioimg_jax.evaluate import prepared, table_of
+from bioimg_jax.evaluate import prepared
 from bioimg_jax.features.table import is_parquet_table, read_table, write_parquet
 from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.scoring import table_of
 
 FORMATS = (".h5ad", ".parquet")
 HELP = f"""{__doc__}

@@ -1,7 +1,7 @@
-"""What the report shows of single images: maps of the tables, and whom each image is nearest to.
+"""What the report shows of single images: reconstructions, maps of the tables, nearest images.
 
-Computed after the scores from tables and images, kept in the work directory as maps.npz and
-gallery.npz. They illustrate; no verdict rests on them.
+Computed after the scores from tables and images, kept in the work directory as examples.npz,
+maps.npz and gallery.npz. They illustrate; no verdict rests on them.
 """
 
 import os
@@ -9,14 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from bioimg_jax.candidates import Candidate, Evaluation
+from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Declaration
+from bioimg_jax.data.pipeline import evaluation_batches
 from bioimg_jax.data.splits import unit_names
+from bioimg_jax.data.transforms import centre_crop
+from bioimg_jax.features.table import read_table
 from bioimg_jax.statistics.embedding_map import embedding_map
 from bioimg_jax.statistics.neighbours import unit_rows
 
+EXAMPLES_SHOWN = 3
+ILLUSTRATED = 10_000  # images that a query's neighbours are looked for among
 MAP_ROWS = 800
 QUERIES = 5
 NEIGHBOURS = 5
@@ -24,6 +33,59 @@ THUMBNAIL_PX = 64
 COLOURS = 3  # columns that a map is coloured by
 
 Arrays = dict[str, np.ndarray]
+
+
+def write_examples(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> None:
+    """Pictures of what the objective makes of a few images, if it makes pictures."""
+    one = next(iter(evaluation.trained), None)
+    reconstruct = getattr(one.objective, "reconstruct", None) if one is not None else None
+    if one is None or reconstruct is None:
+        return
+    primary = dataset.folds(dataset.declaration.targets[0].name)[0].test
+    chosen = primary[np.linspace(0, len(primary) - 1, EXAMPLES_SHOWN).astype(int)]
+    stream = evaluation_batches(
+        dataset, chosen, batch_size=EXAMPLES_SHOWN, crop_px=evaluation.crop_px
+    )
+    params, state = one.restore(one.saved, evaluation.mesh)
+    batch = {"image": jnp.asarray(next(stream)["image"])}
+    inputs = one.objective.views(batch, jax.random.key(evaluation.config["seed"]))
+    pictures = jax.jit(reconstruct)(params, state, inputs)
+    temporary = workdir / "examples.tmp.npz"
+    arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, workdir / "examples.npz")
+
+
+def write_illustrations(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    rows: np.ndarray,
+    scored: Sequence[Candidate],
+    workdir: Path,
+) -> None:
+    """Maps and nearest images by the first trained encoder, its step 0 and the pixels."""
+    shown = [one for one in scored if one.folds is None][:2] if evaluation.trained else []
+    shown += [one for one in scored if one.name == "pixels"]
+    few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ILLUSTRATED)).astype(int))
+    features = {}
+    for one in shown:
+        table = read_table(workdir / "features" / f"{one.name}.h5ad")
+        features[one.name] = table.layer(table.default)[few]
+    obs = dataset.metadata.iloc[rows[few]].reset_index(drop=True)
+    primary, declared = dataset.declaration.targets[0], dataset.declaration
+
+    def images_of(positions: np.ndarray) -> list[np.ndarray]:
+        images = dataset.source.read(rows[few[positions]])
+        return [centre_crop(image, evaluation.crop_px) for image in images]
+
+    save(
+        workdir / "maps.npz",
+        maps(features, obs, colour_columns(declared, obs)),
+    )
+    save(
+        workdir / "gallery.npz",
+        gallery(features, obs, label=primary.column, unit=primary.unit, images_of=images_of),
+    )
 
 
 def maps(features: Mapping[str, np.ndarray], obs: pd.DataFrame, columns: Sequence[str]) -> Arrays:

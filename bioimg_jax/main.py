@@ -51,24 +51,25 @@ def tell(config: dict[str, Any], *, everything: bool) -> None:
     setup, evaluation, dataset = _set_up(config)
     if everything:
         _print_dry_run(setup, dataset)
-    from bioimg_jax import evaluate
+    from bioimg_jax.design import print_plan
 
-    evaluate.print_plan(evaluation, dataset)
+    print_plan(evaluation, dataset)
 
 
 def run(config: dict[str, Any], workdir: Path, *, command: str) -> None:
     """Prepares the data, trains, evaluates and reports; goes on where `workdir` stopped."""
     # Imported here, so that a mistake on the command line is told in a blink.
-    from bioimg_jax import evaluate, train
+    from bioimg_jax import evaluate, results, train
     from bioimg_jax.candidates import build_evaluation
     from bioimg_jax.checkpoint import open_checkpoint
     from bioimg_jax.train_state import count_parameters
+    from bioimg_jax.training_probe import make_probe
 
     start = time.time()
     with command_line.locked(workdir):
         command_line.check_config(workdir, config)
-        if all((workdir / name).exists() for name in (evaluate.RESULTS, evaluate.REPORT)):
-            print(f"{workdir} is finished; report: {workdir / evaluate.REPORT}")
+        if all((workdir / name).exists() for name in (results.RESULTS, results.REPORT)):
+            print(f"{workdir} is finished; report: {workdir / results.REPORT}")
             return
         setup, _, dataset = _set_up(config)
         prepared_s = time.time() - start
@@ -77,7 +78,7 @@ def run(config: dict[str, Any], workdir: Path, *, command: str) -> None:
             f"{dataset.directory}",
             file=sys.stderr,
         )
-        probe = evaluate.make_probe(setup, dataset, workdir)
+        probe = make_probe(setup, dataset, workdir)
         record = {**config, "content_hash": dataset.content_hash}
         command_line.check_config(workdir, record)
         command_line.write_json(workdir / "config.json", record)
@@ -92,8 +93,8 @@ def run(config: dict[str, Any], workdir: Path, *, command: str) -> None:
             train.train(setup, dataset, folder, hold_out=fold)
             checkpoints.append(open_checkpoint(folder))
         evaluation = build_evaluation(config, setup.channels, checkpoints)
-        results = evaluate.evaluate(evaluation, dataset, workdir)
-        facts = evaluate.about_run(
+        found = evaluate.evaluate(evaluation, dataset, workdir)
+        facts = results.about_run(
             evaluation,
             command=command,
             start=start,
@@ -103,12 +104,12 @@ def run(config: dict[str, Any], workdir: Path, *, command: str) -> None:
             images_seen=config["train"]["steps"] * config["train"]["batch_size"],
             n_params=count_parameters(setup.states.abstract.params["encoder"]),
         )
-        evaluate.publish(workdir, facts, results)
+        results.publish(workdir, facts, found)
 
 
 def _set_up(config: dict[str, Any]) -> tuple[Any, Any, Any]:
     """(training run, evaluation, data set), with everything checked that can be."""
-    from bioimg_jax import evaluate, train
+    from bioimg_jax import design, evaluate, train
     from bioimg_jax.candidates import build_evaluation
     from bioimg_jax.mesh import settle_cpu
 
@@ -116,12 +117,12 @@ def _set_up(config: dict[str, Any]) -> tuple[Any, Any, Any]:
     # What is wrong without the data is told before hours of preparation; channels come later.
     train.build_run(config, ("any",))
     build_evaluation(config, ("any",))
-    evaluate.chosen_benchmarks(config["evaluate"])
+    design.chosen_benchmarks(config["evaluate"])
     dataset = evaluate.prepared(config["data"])
     channels = dataset.declaration.channels
     setup, evaluation = train.build_run(config, channels), build_evaluation(config, channels)
-    evaluate.check_settings(evaluation, dataset)
-    evaluate.subset(config, dataset, dataset.declaration.targets[:1], "probe_examples")
+    design.check_settings(evaluation, dataset)
+    design.subset(config, dataset, dataset.declaration.targets[:1], "probe_examples")
     return setup, evaluation, dataset
 
 

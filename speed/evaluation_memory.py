@@ -70,6 +70,7 @@ def main() -> int:
     from bioimg_jax.data.declaration import Target
     from bioimg_jax.data.splits import Fold
     from bioimg_jax.mesh import settle_cpu
+    from bioimg_jax.results import summary
 
     settle_cpu()
     plate = np.arange(n) // (n // 40)
@@ -101,6 +102,7 @@ def main() -> int:
                 "blocks": 4,
                 "poolings": "cls,mean,mean_std",
                 "delta": 0.03,
+                "claim": "checkpoints",
                 "batch_size": 1024,
                 "max_examples": 0,
                 "audits": True,
@@ -115,7 +117,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder)
     peak = peak_gib()
-    print(evaluate.summary(results))
+    print(summary(results))
     print(
         f"{n:,} images, 12 layers of a ViT-S and 5 floors: peak {peak:.2f} GiB "
         f"({before:.2f} before the first image), tables of {size:.2f} GiB on disk, "

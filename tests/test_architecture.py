@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bioimg_jax.candidates import build_evaluation, own_floors
-from bioimg_jax.evaluate import chosen_benchmarks
+from bioimg_jax.design import chosen_benchmarks
 from bioimg_jax.models import build_encoder
 from bioimg_jax.train import build_run
 

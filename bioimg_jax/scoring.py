@@ -1,0 +1,197 @@
+"""From a representation to its scores: a feature table, then scores by benchmark and target.
+
+What is finished is used again: tables and scores carry a key of everything that made them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bioimg_jax import command_line
+from bioimg_jax.benchmarks.benchmark import Benchmark
+from bioimg_jax.benchmarks.ladder import selected_members
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.candidates import Candidate, Evaluation
+from bioimg_jax.data.dataset import Dataset
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold
+from bioimg_jax.features.extract import feature_table
+from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.sources import sources_digest
+from bioimg_jax.statistics.intervals import t_interval
+from bioimg_jax.statistics.verdict import Verdict
+
+
+def table_of(
+    evaluation: Evaluation, dataset: Dataset, rows: np.ndarray, candidate: Candidate, path: Path
+) -> FeatureTable:
+    """The candidate's feature table at `path`, made now unless it is there."""
+    return feature_table(
+        path,
+        candidate.make,
+        dataset,
+        rows,
+        identity=candidate.identity,
+        crop_px=evaluation.crop_px,
+        batch_size=evaluation.batch_size,
+        mesh=evaluation.mesh,
+        provenance={
+            "representation": candidate.name,
+            "kind": candidate.kind,
+            "seed": candidate.seed,
+            "config": json.loads(json.dumps(evaluation.config)),
+            **candidate.settings,
+        },
+    )
+
+
+def scores_of(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    rows: np.ndarray,
+    table: FeatureTable,
+    candidate: Candidate,
+    benchmark: Benchmark,
+    target: Target,
+    folds: Sequence[Fold],
+    workdir: Path,
+) -> list[Score]:
+    """The scores of one table on one benchmark and target, from disk if they are finished."""
+    settings = evaluation.settings
+    made_of = {
+        "code": sources_digest("benchmarks", "data", "probes", "statistics"),
+        "table": table.provenance["key"],
+        "layers": list(table.widths),
+        "benchmark": benchmark.identity,
+        "target": dataclasses.asdict(target),
+        "folds": [
+            [hashlib.sha256(part.tobytes()).hexdigest() for part in (f.train, f.validation, f.test)]
+            for f in folds
+        ],
+        "permute": settings["permute_labels"] and evaluation.config["seed"],
+        "candidate": [candidate.name, candidate.kind, candidate.seed, candidate.group],
+        "settings": dict(candidate.settings),
+    }
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    path = workdir / "scores" / f"{candidate.name}-{benchmark.name}-{target.name}.json"
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text())
+        except ValueError:
+            kept = {}  # damaged: made again
+        if kept.get("key") == key:
+            return [Score.from_row(row) for row in kept["scores"]]
+    tested = rows[np.concatenate([fold.test for fold in folds])]
+    exposure = "unknown"
+    if candidate.saw is not None:
+        exposure = "images" if np.isin(tested, candidate.saw).any() else "none"
+    scores = benchmark.scores(
+        table,
+        folds,
+        target,
+        representation=candidate.name,
+        kind=candidate.kind,
+        seed=candidate.seed,
+        exposure=exposure,
+        settings={
+            "content_hash": dataset.content_hash,
+            "n_images": len(rows),
+            "group": candidate.group,
+            **candidate.settings,
+        },
+        permute_labels_seed=evaluation.config["seed"] if settings["permute_labels"] else None,
+    )
+    path.parent.mkdir(exist_ok=True)
+    command_line.write_json(path, {"key": key, "scores": [score.to_row() for score in scores]})
+    return scores
+
+
+def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -> list[Score]:
+    """One more score for every benchmark, target and layer of a group: its seeds, unit by unit.
+
+    overlap: of each target's folds (`intervals.train_overlap`).
+    """
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for score in scores:
+        if group := score.settings.get("group"):
+            key = (group, score.benchmark, score.target, score.block, score.pooling)
+            groups.setdefault(key, []).append(score)
+    rows = []
+    for (group, _, target, _, _), members in groups.items():
+        if len(members) < 2:
+            continue
+        per_unit = {
+            unit: float(np.mean([member.per_unit[unit] for member in members]))
+            for unit in members[0].per_unit
+        }
+        values = [member.value for member in members]
+        rows.append(
+            dataclasses.replace(
+                members[0],
+                representation=group,
+                seed=None,
+                value=float(np.mean(values)),
+                per_unit=per_unit,
+                interval=t_interval(list(per_unit.values()), train_overlap=overlap[target]),
+                other_metrics=_averaged_metrics(members),
+                settings={
+                    **{k: v for k, v in members[0].settings.items() if k not in ("folds", "seed")},
+                    "seeds": [member.seed for member in members],
+                    "seed_values": values,
+                    "seed_sd": float(np.std(values, ddof=1)),
+                },
+            )
+        )
+    return rows
+
+
+def _averaged_metrics(members: Sequence[Score]) -> dict[str, float | None]:
+    """Their other metrics, averaged where every one of them has it."""
+    means: dict[str, float | None] = {}
+    for name in members[0].other_metrics:
+        values = [v for one in members if (v := one.other_metrics.get(name)) is not None]
+        means[name] = float(np.mean(values)) if len(values) == len(members) else None
+    return means
+
+
+def selected_rows(
+    scores: Sequence[Score], verdicts: Sequence[Verdict], overlap: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the floor "selected" was: benchmark -> target -> encoder -> its row, or None."""
+    found: dict[str, Any] = {}
+    for v in verdicts:
+        chosen = selected_members(scores, v.benchmark, v.target, v.encoder)
+        row = None
+        if chosen is not None:
+            values = list(chosen.per_unit.values())
+            row = {
+                **dataclasses.asdict(chosen),
+                "value": float(np.mean(values)),
+                "interval": t_interval(values, train_overlap=overlap[v.target]),
+            }
+        found.setdefault(v.benchmark, {}).setdefault(v.target, {})[v.encoder] = row
+    return found
+
+
+def with_verdicts(
+    scores: Sequence[Score], audits: Mapping[str, Any], verdicts: Sequence[Verdict]
+) -> list[Score]:
+    """A verdict stands in the row of the layer that validation chose, an audit's in every row."""
+    words = {(v.benchmark, v.target, v.encoder): v.word for v in verdicts}
+    # The chosen one is the last of its representation.
+    last = {(s.benchmark, s.target, s.representation): s for s in scores}
+    return [
+        dataclasses.replace(
+            score,
+            verdict=words[key]
+            if (key := (score.benchmark, score.target, score.representation)) in words
+            and last[key] is score
+            else audits[score.target]["verdict"],
+        )
+        for score in scores
+    ]
