@@ -44,6 +44,7 @@ def write_report(workdir: Path) -> Path:
         data=results["data"],
         sentences=_sentences(results),
         ladders=_ladders(results),
+        units_shown=figures.UNITS_SHOWN,
         beside=_beside(results),
         doubts=_doubts(results),
         blocks=_by_block(results),

@@ -1,5 +1,6 @@
 // Sorts a table by a click on a column's head and hides the rows that do not hold the filter's words.
 "use strict";
+const FILTERED = 6; // rows; fewer need no filter
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = table.tHead.rows[0].cells;
@@ -26,10 +27,20 @@ for (const table of document.querySelectorAll("table.sortable")) {
     heads[i].addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
   }
 }
-for (const input of document.querySelectorAll("input[data-filters]")) {
-  const table = document.getElementById(input.dataset.filters);
-  const count = input.parentElement.querySelector("output");
+for (const table of document.querySelectorAll("table.sortable")) {
   const rows = [...table.tBodies[0].rows];
+  if (rows.length < FILTERED) continue;
+  const input = document.createElement("input");
+  const count = document.createElement("output");
+  const line = document.createElement("p");
+  input.type = "search";
+  input.placeholder = "words that a row must hold";
+  input.setAttribute("aria-label", "Filter");
+  count.className = "muted";
+  count.textContent = ` ${rows.length} rows`;
+  line.className = "filter";
+  line.append(input, count);
+  table.parentElement.before(line);
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -38,7 +49,6 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
       row.hidden = !words.every((word) => text.includes(word));
       shown += !row.hidden;
     }
-    count.textContent = `${shown} of ${rows.length} rows`;
+    count.textContent = ` ${shown} of ${rows.length} rows`;
   });
-  input.parentElement.hidden = false;
 }

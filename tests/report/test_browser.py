@@ -66,11 +66,35 @@ def test_a_click_sorts_and_words_filter(page: tuple) -> None:
     assert column(browser, 8) == [f"{value:.3f}" for value in values]
     head.click()
     assert column(browser, 8) == [f"{value:.3f}" for value in reversed(values)]
-    browser.locator("input[type=search]").fill("STEP0  final")
+    words = browser.locator("#scores ~ .filter input")
+    words.fill("STEP0  final")
     assert column(browser, 8) == ["0.540"]
-    assert f"of {len(values)} rows" in browser.locator("output").inner_text()
-    browser.locator("input[type=search]").fill("")
+    assert f"of {len(values)} rows" in browser.locator("#scores ~ .filter output").inner_text()
+    words.fill("")
     assert len(column(browser, 8)) == len(values)
+
+
+def test_every_table_of_many_rows_sorts_and_filters(page: tuple) -> None:
+    browser = page[0]
+    tables = browser.locator("table.sortable")
+    assert tables.count() > 2  # the ladders' values, the numbers, all scores
+    browser.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    filtered = 0
+    for i in range(tables.count()):
+        table = tables.nth(i)
+        rows = table.locator("tbody tr:visible")
+        n = rows.count()
+        first = table.locator("thead th").first
+        first.click()
+        assert first.get_attribute("aria-sort") == "ascending" and rows.count() == n
+        if n >= 6:
+            filtered += 1
+            words = table.locator("xpath=../preceding-sibling::p[1]").locator("input")
+            words.fill("no such row anywhere")
+            assert rows.count() == 0
+            words.fill("")
+            assert rows.count() == n
+    assert filtered
 
 
 def test_nothing_ran_and_nothing_was_asked_of_the_network(page: tuple) -> None:
