@@ -74,7 +74,8 @@ def ladder(rungs: Sequence[Mapping[str, Any]]) -> Figure:
             colour, marker = ROLES[row["role"]]
             units = list(row["per_unit"].values())
             if 1 < len(units) <= UNITS_SHOWN:
-                axes.plot(units, [y] * len(units), "o", color=PALE, markersize=3.5, zorder=1)
+                below = [y + 0.28] * len(units)  # the bar would hide them
+                axes.plot(units, below, "o", color=PALE, markersize=3.5, zorder=1)
             if row["interval"] is not None:
                 axes.plot(row["interval"], [y, y], color=colour, linewidth=2.2, zorder=2,
                           solid_capstyle="round")  # fmt: skip

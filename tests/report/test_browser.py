@@ -108,6 +108,14 @@ def test_it_fits_a_phone_and_prints(page: tuple, tmp_path: Path) -> None:
     browser = page[0]
     browser.set_viewport_size({"width": 390, "height": 800})
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    # A4 between the page's margins, and no table or picture beyond them.
+    browser.set_viewport_size({"width": 703, "height": 1000})
+    browser.emulate_media(media="print")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 703
+    tallest = "Math.max(...[...document.images].map((i) => i.getBoundingClientRect().height))"
+    assert browser.evaluate(tallest) <= 225 / 25.4 * 96 + 1
+    assert not browser.locator("nav, .filter").first.is_visible()
+    browser.emulate_media(media="screen")
     pdf = browser.pdf(path=tmp_path / "report.pdf")
     assert pdf.startswith(b"%PDF")
     browser.set_viewport_size({"width": 1280, "height": 800})
