@@ -134,8 +134,9 @@ def untrained_distribution(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """How each family of untrained encoders spreads over its seeds; shown, decides nothing.
 
     One row a benchmark, target and family: "benchmark", "target", "family" (the members'
-    `settings["group"]`, "all" without one), "n" members, their "median", "p95" (interpolated) and
-    "max", and "share_beaten": encoder -> share of the members that the mean of its seeds is
+    `settings["group"]`, else the representation; "all" of them where there are several), "n"
+    members, their "median", "p95" (interpolated) and "max", and "share_beaten": encoder -> share of
+    the members that the mean of its seeds is
     strictly better than. Where lower is better, "p95" and "max" are those of the better side;
     "share_beaten" is empty where neither is. Twins (step 0 of an encoder) are no members.
     """
@@ -146,7 +147,10 @@ def untrained_distribution(scores: Sequence[Score]) -> list[dict[str, Any]]:
         for score in mine:
             twin = score.representation.endswith(STEP0)
             if score.kind == "untrained" and score.seed is not None and not twin:
-                families.setdefault(score.settings.get("group") or "all", []).append(score)
+                family = score.settings.get("group") or score.representation
+                families.setdefault(family, []).append(score)
+        if len(families) > 1:
+            families["all"] = [score for members in families.values() for score in members]
         encoders = {
             name: float(np.mean([seed.value for seed in seeds]))
             for name, seeds in _judged(mine).items()

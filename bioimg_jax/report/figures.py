@@ -153,11 +153,17 @@ def beside(targets: Sequence[tuple[str, bool, Mapping[str, float]]]) -> Figure:
 
 
 def maps(arrays: Mapping[str, np.ndarray]) -> Figure:
-    """`illustrate.maps`: a row a representation, a column a metadata column."""
+    """`illustrate.maps`: a row a representation, a column a metadata column.
+
+    With one metadata column the representations stand side by side.
+    """
     names, columns = arrays["names"], arrays["columns"]
+    row = len(columns) == 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 2.9 * len(names) + 0.3), layout="constrained")
-        grid = figure.subplots(len(names), len(columns), squeeze=False)
+        figure = Figure(figsize=(9, 3.2 if row else 2.9 * len(names) + 0.3), layout="constrained")
+        grid = figure.subplots(*((1, len(names)) if row else (len(names), len(columns))),
+                               squeeze=False)  # fmt: skip
+        grid = grid.T if row else grid
         for c, column in enumerate(columns):
             levels, codes = np.unique(arrays["values"][c], return_inverse=True)
             colours = matplotlib.colormaps["tab20"](np.arange(len(levels)) % 20)
@@ -167,12 +173,15 @@ def maps(arrays: Mapping[str, np.ndarray]) -> Figure:
                 axes.scatter(x, y, s=5, c=colours[codes], linewidths=0)
                 axes.set_xticks([])
                 axes.set_yticks([])
-                if r == 0:
+                if r == 0 or row:
                     many = f" ({len(levels)} values)" if len(levels) > LEVELS_NAMED else ""
                     axes.set_title(f"{column}{many}", fontsize=9.5)
                 if c == 0:
                     axes.set_ylabel(_wrap(str(name), 22), fontsize=8.5)
-                if r == len(names) - 1 and len(levels) <= LEVELS_NAMED:
+                if (
+                    r == (len(names) // 2 if row else len(names) - 1)
+                    and len(levels) <= LEVELS_NAMED
+                ):
                     for level, colour in zip(levels, colours, strict=True):
                         axes.scatter([], [], s=12, color=colour, label=_wrap(str(level), 18))
                     axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper center",

@@ -151,7 +151,8 @@ def test_the_untrained_distribution_is_of_seeds_of_a_family_without_twins_and_av
     rows = untrained_distribution(scores)
     assert [(r["benchmark"], r["target"], r["family"], r["n"]) for r in rows] == [
         ("classification", "compound", "vit_random", 20),
-        ("classification", "compound", "all", 1),
+        ("classification", "compound", "lonely", 1),
+        ("classification", "compound", "all", 21),
         ("classification", "position", "resnet_random", 2),
     ]
     ranked = sorted(values)
@@ -159,7 +160,8 @@ def test_the_untrained_distribution_is_of_seeds_of_a_family_without_twins_and_av
     assert rows[0]["p95"] == pytest.approx(0.95 * ranked[18] + 0.05 * ranked[19])
     assert rows[0]["max"] == ranked[-1]
     assert rows[0]["share_beaten"] == {"mae": sum(v < 0.65 for v in values) / 20}
-    assert rows[1]["share_beaten"] == {"mae": 1.0} and rows[2]["share_beaten"] == {}
+    assert rows[1]["share_beaten"] == {"mae": 1.0} and rows[3]["share_beaten"] == {}
+    assert rows[2]["max"] == rows[0]["max"]
     backwards = untrained_distribution(scores[::-1])
     assert sorted(backwards, key=str) == sorted(rows, key=str)
 
