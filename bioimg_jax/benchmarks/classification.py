@@ -21,6 +21,7 @@ from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import (
     METRICS,
     by_pseudo_values,
+    counted_answers,
     metric_value,
     unit_metric,
 )
@@ -90,9 +91,10 @@ def classification_scores(
                 run.settings["units"] = [task.unit_names[unit] for unit in units]
     budgets = {layer: max(run.n_candidates for run in of) for layer, of in runs.items()}
 
-    unit_rows = _unit_rows(task, folds, target.metric)
+    pseudo = task.by_pseudo_values(folds, target.metric)
+    unit_rows = _unit_rows(task, folds, pseudo)
     shared: dict[str, Any] = {"probe": benchmark, **probe}
-    if not unit_rows:
+    if pseudo:
         shared["per_unit"] = PSEUDO_VALUES
     if permute_labels_seed is not None:
         shared["permute_labels_seed"] = permute_labels_seed
@@ -122,8 +124,19 @@ def classification_scores(
             search_budget=budget,
             other_metrics=pooled,
             unit_rows=unit_rows,
-            settings={**shared, "folds": [run.settings for run in chosen]},
+            settings={**shared, "folds": settings_of(chosen, block)},
         )
+
+    def settings_of(chosen: list[_Run], block: str) -> list[dict[str, Any]]:
+        final = block == SELECTED or len(layers) == 1
+        if not (pseudo and len(folds) > 1 and kind == "untrained" and final):
+            return [run.settings for run in chosen]
+        # The ladder may take another member of the family in every fold, and pseudo-values are of
+        # all folds' answers together.
+        return [
+            {**run.settings, "answers": _unit_answers(task, fold, run)}
+            for run, fold in zip(chosen, folds, strict=True)
+        ]
 
     scores = []
     for layer, chosen in runs.items():
@@ -191,6 +204,11 @@ class Task:
                 if not any(len(task.untrained_classes(fold)) for fold in folds):
                     break
         return task
+
+    def by_pseudo_values(self, folds: Sequence[Fold], metric: str) -> bool:
+        """Whether a unit's value is a pseudo-value of the metric over all test rows."""
+        rows = np.concatenate([fold.test for fold in folds])
+        return by_pseudo_values(self.labels[rows], self.units[rows], metric)
 
     def untrained_classes(self, fold: Fold) -> np.ndarray:
         """Classes without a training example in this fold."""
@@ -305,16 +323,38 @@ def _test_metrics(
     return {task.unit_names[unit]: value for unit, value in per_unit.items()}, pooled
 
 
-def _unit_rows(task: Task, folds: Sequence[Fold], metric: str) -> dict[str, int]:
-    """Rows behind each test unit's value: the smallest class of the unit, times its classes.
+def _unit_answers(task: Task, fold: Fold, run: _Run) -> dict[str, dict[str, list[float]]]:
+    """Unit -> class -> [weight of right answers, weight of rows] on the fold's test side."""
+    labels, predictions, units = _answers(task, fold.test, run.votes)
+    weights = run.votes[run.votes > 0].astype(np.float64)
+    names, counts, hits = counted_answers(labels, predictions, units, weights)
+    return {
+        task.unit_names[unit]: {
+            task.classes[k]: [float(hits[u, k]), float(counts[u, k])]
+            for k in np.flatnonzero(counts[u])
+        }
+        for u, unit in enumerate(names)
+    }
 
-    Empty where the values are pseudo-values, which no binomial bound is about.
+
+def _unit_rows(task: Task, folds: Sequence[Fold], pseudo: bool) -> dict[str, int]:
+    """Rows behind each test unit's value, as many as an even sample of its classes has: the
+    smallest class of the unit, times its classes.
+
+    Pseudo-values are of a mean recall over all rows, so there every class is thinned, over all
+    units, to as many rows as the smallest has. No more errors hide behind that many right answers
+    than behind the mean recall: at equal mean, equal shares have the largest variance, and the
+    largest chance of no error at all.
     """
     rows = np.concatenate([fold.test for fold in folds])
-    if by_pseudo_values(task.labels[rows], task.units[rows], metric):
-        return {}
     counts = np.zeros((len(task.unit_names), len(task.classes)), int)
     np.add.at(counts, (task.units[rows], task.labels[rows]), 1)
+    if pseudo:
+        total = counts.sum(axis=0)
+        counts, total = counts[:, total > 0], total[total > 0]
+        upto = np.cumsum(counts, axis=0) * total.min() // total
+        thinned = np.diff(upto, axis=0, prepend=0).sum(axis=1)
+        return {task.unit_names[u]: int(thinned[u]) for u in np.unique(task.units[rows])}
     return {
         task.unit_names[unit]: int(held.min() * len(held))
         for unit, held in ((u, counts[u][counts[u] > 0]) for u in np.unique(task.units[rows]))

@@ -18,6 +18,7 @@ import numpy as np
 from bioimg_jax.benchmarks.score import SELECTED, Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.representations.representation import ENCODERS
+from bioimg_jax.statistics.unit_metric import unit_values
 from bioimg_jax.statistics.verdict import Case
 
 CHANCE, TWIN, FAMILY, ON_LAYOUT = "chance", "twin", "selected", "layout_trained"
@@ -136,17 +137,15 @@ def untrained_distribution(scores: Sequence[Score]) -> list[dict[str, Any]]:
     One row a benchmark, target and family: "benchmark", "target", "family" (the members'
     `settings["group"]`, else the representation; "all" of them where there are several), "n"
     members, their "median", "p95" (interpolated) and "max", and "share_beaten": encoder -> share of
-    the members that the mean of its seeds is
-    strictly better than. Where lower is better, "p95" and "max" are those of the better side;
-    "share_beaten" is empty where neither is. Twins (step 0 of an encoder) are no members.
+    the members that the mean of its seeds is strictly better than. Where lower is better, "p95" and
+    "max" are those of the better side; "share_beaten" is empty where neither is.
     """
     rows = []
     for benchmark, target in dict.fromkeys((s.benchmark, s.target) for s in scores):
         mine = _chosen([s for s in scores if (s.benchmark, s.target) == (benchmark, target)])
         families: dict[str, list[Score]] = {}
         for score in mine:
-            twin = score.representation.endswith(STEP0)
-            if score.kind == "untrained" and score.seed is not None and not twin:
+            if _is_member(score):
                 family = score.settings.get("group") or score.representation
                 families.setdefault(family, []).append(score)
         if len(families) > 1:
@@ -214,29 +213,44 @@ def _selected(encoders: Sequence[Score], scores: Sequence[Score]) -> Selected | 
     """Fold by fold: the validation units of one fold are test units of another, so a choice by all
     folds together would have seen the test side.
     """
-    twins = {twin.representation for twin in _own(TWIN, encoders, scores)}
     family = sorted(
-        (
-            s
-            for s in scores
-            if s.kind == "untrained"
-            and s.seed is not None
-            and s.representation not in twins
-            and _tells_folds(s)
-        ),
+        (score for score in scores if _is_member(score) and _tells_folds(score)),
         key=lambda score: score.representation,  # of equals the first
     )
     if not family:
         return None
     members: dict[str, str] = {}
     per_unit: dict[str, float] = {}
+    answers: dict[str, Mapping[str, Sequence[float]]] = {}
     for i, fold in enumerate(family[0].settings["folds"]):
         best = max(family, key=lambda score: score.settings["folds"][i]["validation"])
         members[fold["fold"]] = best.representation
         units = fold.get("units", best.per_unit)
         per_unit |= {unit: best.per_unit[unit] for unit in units}
+        answers |= best.settings["folds"][i].get("answers", {})
+    if set(answers) == set(per_unit):  # pseudo-values are of all these answers together
+        per_unit = _pseudo_values(answers, family[0].metric)
     budget = sum(member.search_budget for member in family)
     return Selected(members, len(family), budget, per_unit)
+
+
+def _is_member(score: Score) -> bool:
+    """Whether it is of the untrained family. Twins (step 0 of an encoder) are not: the family of
+    one encoder would depend on which others are evaluated beside it.
+    """
+    twin = score.representation.endswith(STEP0)
+    return score.kind == "untrained" and score.seed is not None and not twin
+
+
+def _pseudo_values(
+    answers: Mapping[str, Mapping[str, Sequence[float]]], metric: str
+) -> dict[str, float]:
+    """Pseudo-value by unit, of unit -> class -> weights of right answers and of rows."""
+    classes = sorted({name for of in answers.values() for name in of})
+    units = sorted(answers)
+    weights = np.array([[answers[u].get(c, (0.0, 0.0)) for c in classes] for u in units])
+    values = unit_values(weights[..., 0], weights[..., 1], metric)
+    return dict(zip(units, values.tolist(), strict=True))
 
 
 def _tells_folds(score: Score) -> bool:

@@ -27,17 +27,20 @@ def unit_metric(
     weights: float [n] > 0 of the answers, None for ones; a row that splits its vote is there once
     for each class it votes for.
     """
-    names, counts, hits = _counted(labels, predictions, units, weights)
+    names, counts, hits = counted_answers(labels, predictions, units, weights)
+    return dict(zip(names.tolist(), unit_values(hits, counts, metric).tolist(), strict=True))
+
+
+def unit_values(hits: np.ndarray, counts: np.ndarray, metric: str) -> np.ndarray:
+    """`unit_metric` [u] of the weights of right answers and of rows, by unit and class [u, c]."""
     if metric == "accuracy":
-        values = hits.sum(axis=1) / counts.sum(axis=1)
-    elif len(names) == 1 or _complete(counts):
-        values = _mean_recall(hits, counts)
-    else:
-        g = len(names)
-        whole = _mean_recall(hits.sum(axis=0), counts.sum(axis=0))
-        without = _mean_recall(hits.sum(axis=0) - hits, counts.sum(axis=0) - counts)
-        values = g * whole - (g - 1) * without
-    return dict(zip(names.tolist(), values.tolist(), strict=True))
+        return np.asarray(hits.sum(axis=1) / counts.sum(axis=1))
+    g = len(counts)
+    if g == 1 or _complete(counts):
+        return _mean_recall(hits, counts)
+    whole = _mean_recall(hits.sum(axis=0), counts.sum(axis=0))
+    without = _mean_recall(hits.sum(axis=0) - hits, counts.sum(axis=0) - counts)
+    return np.asarray(g * whole - (g - 1) * without)
 
 
 def metric_value(
@@ -48,7 +51,7 @@ def metric_value(
     weights: np.ndarray | None = None,
 ) -> float:
     """The metric itself, as a choice on validation rows needs it; arguments as `unit_metric`."""
-    _, counts, hits = _counted(labels, predictions, units, weights)
+    _, counts, hits = counted_answers(labels, predictions, units, weights)
     if metric == "accuracy":
         return float(np.mean(hits.sum(axis=1) / counts.sum(axis=1)))
     if _complete(counts):
@@ -58,14 +61,14 @@ def metric_value(
 
 def by_pseudo_values(labels: np.ndarray, units: np.ndarray, metric: str) -> bool:
     """Whether `unit_metric` gives pseudo-values for these rows."""
-    names, counts, _ = _counted(labels, labels, units, None)
+    names, counts, _ = counted_answers(labels, labels, units, None)
     return metric != "accuracy" and len(names) > 1 and not _complete(counts)
 
 
-def _counted(
+def counted_answers(
     labels: np.ndarray, predictions: np.ndarray, units: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Units [u], and weight of the rows and of the right answers of each class [u, c]."""
+    """Units [u] ascending, and weight of the rows and of the right answers by class [u, c]."""
     weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
     names, position = np.unique(units, return_inverse=True)
     counts = np.zeros((len(names), int(labels.max()) + 1))

@@ -2,13 +2,20 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 from bioimg_jax.benchmarks.classification import permute_labels
+from bioimg_jax.benchmarks.ladder import cases
 from bioimg_jax.benchmarks.linear import Linear
+from bioimg_jax.benchmarks.ridge import Ridge
+from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import make_folds
 from bioimg_jax.errors import InputError
+from bioimg_jax.statistics.intervals import train_overlap
+from bioimg_jax.statistics.verdict import judge
 from tests.benchmarks.plates import COMPOUND, PLATE, features, metadata, table
 
 STRENGTHS = (1e1, 1e-1, 1e-3)
@@ -183,3 +190,76 @@ def test_permutation_keeps_the_classes_of_each_unit():
     labels[units == 0] = 1
     mixed = permute_labels(labels, units, rng)
     assert len(np.unique(mixed[units == 0])) > 1
+
+
+def one_class_units(per_class=(30, 12, 6), rows=3):
+    """Wells of one treatment each, some treatments rarer than others."""
+    return pd.DataFrame(
+        [
+            {"plate": "P", "well": f"W{k}{w:02d}", "treatment": f"drug {k}"}
+            for k, wells in enumerate(per_class)
+            for w in range(wells)
+            for _ in range(rows)
+        ]
+    )
+
+
+ONE_CLASS = Target("compound", "treatment", ("well",), "k_fold", n_folds=3)
+
+
+def test_an_encoder_that_is_always_right_is_judged_where_units_hold_one_class(tmp_path):
+    obs = one_class_units()
+    folds = make_folds(obs, ONE_CLASS)
+    truth = np.eye(3)[obs["treatment"].astype("category").cat.codes]
+    rng = np.random.default_rng(0)
+    found = []
+    for name, kind, x in (
+        ("encoder", "imported", 5 * truth), ("pixels", "pixels", rng.normal(size=(len(obs), 3))),
+    ):  # fmt: skip
+        opened = table(tmp_path / f"{name}.h5ad", obs, {"final/mean": x})
+        found += scores(opened, folds, ONE_CLASS, representation=name, kind=kind)
+    assert found[0].value == 1.0 and found[0].settings["per_unit"] == "pseudo-values"
+    assert sum(found[0].unit_rows.values()) == 3 * 6 * 3  # as many of each class as of the rarest
+    audit = {"verdict": "", "reason": "", "rivals": {}}
+    target = {"name": "compound", "nuisance": False, "audit": audit}
+    (case,) = cases(found, [target], ["chance", "pixels"], delta=0.03, overlap={"compound": 0.0})
+    (judged,) = judge([dataclasses.replace(case, ceiling=None)])
+    assert judged.word == "above"
+
+
+def test_answers_thinned_to_the_rarest_class_bound_the_mean_recall():
+    # All right in the sample: the mean recall may be below the limit in 0.025 of samples at most.
+    counts = np.array([90, 36, 18])
+    low = stats.beta.ppf(0.025, 3 * counts.min(), 1)
+    rng = np.random.default_rng(0)
+    for recalls in rng.uniform(0.85, 1.0, (2_000, 3)):
+        if recalls.mean() < low:
+            assert np.prod(recalls**counts) <= 0.025
+
+
+def test_permuted_labels_give_no_above_beyond_nominal(tmp_path):
+    # The whole way from features to the verdict, labels permuted anew each time.
+    obs = metadata(plates=8, wells=6, cells=3)
+    folds = make_folds(obs, COMPOUND)
+    layers = {"encoder": features(obs)["block02/mean"], "pixels": features(obs, 1)["final/cls"]}
+    tables = {
+        name: table(tmp_path / f"{name}.h5ad", obs, {"final/mean": x}) for name, x in layers.items()
+    }
+    audit = {"verdict": "", "reason": "", "rivals": {}}
+    target = {"name": "compound", "nuisance": False, "audit": audit}
+    overlap = train_overlap([f.train for f in folds], [f.test for f in folds])
+
+    def word(seed):
+        found = []
+        for name, kind in (("encoder", "trained"), ("pixels", "pixels")):
+            found += Ridge().scores(
+                tables[name], folds, COMPOUND, representation=name, kind=kind, seed=0,
+                exposure="none", permute_labels_seed=seed,
+            )  # fmt: skip
+        given = cases(found, [target], ["chance", "pixels"], delta=0.03,
+                      overlap={"compound": overlap})  # fmt: skip
+        return judge(given)[0].word
+
+    assert word(None) == "above"
+    words = [word(seed) for seed in range(100)]
+    assert words.count("above") <= stats.binom.ppf(0.999, 100, 0.025)

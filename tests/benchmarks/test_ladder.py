@@ -9,6 +9,7 @@ import pytest
 from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_members, untrained_distribution
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.errors import InputError
+from bioimg_jax.statistics.unit_metric import unit_metric
 from bioimg_jax.statistics.verdict import Case
 
 UNITS = ("P1", "P2", "P3", "P4")
@@ -175,3 +176,44 @@ def test_the_untrained_distribution_knows_which_side_is_better() -> None:
     assert row["p95"] == pytest.approx(0.115)
     (row,) = untrained_distribution([trained, *family("f", [0.1, 0.2], higher_is_better=None)])
     assert row["share_beaten"] == {} and row["max"] == 0.2
+
+
+def test_who_is_selected_does_not_depend_on_the_other_encoders_of_the_run() -> None:
+    others = [
+        score("other", 0.7, kind="trained"),
+        score("other_step0", 0.9, settings=fold_settings(0.9, 0.9)),
+    ]
+    cased = {
+        c.encoder: c.floors
+        for c in cases(
+            [*SCORES, *others], [TARGET], ["selected"], delta=0.05, overlap={"compound": 0.0}
+        )
+    }
+    assert cased["mae_vit"] == cased["other"] == made(ids="selected").floors
+
+
+def test_pseudo_values_of_the_selected_are_of_all_folds_answers_together() -> None:
+    # Four units of one class each, two to a fold; the folds choose different members.
+    answers = {"P1": {"a": [8.0, 10.0]}, "P2": {"b": [1.0, 2.0]}}, {
+        "P3": {"a": [3.0, 4.0]}, "P4": {"b": [0.0, 5.0]},
+    }  # fmt: skip
+
+    def member(name: str, *validation: float) -> Score:
+        settings = fold_settings(*validation)
+        for fold, of in zip(settings["folds"], answers, strict=True):
+            fold["answers"] = of
+        return score(name, 0.5, settings=settings)
+
+    found = selected_members(
+        [SCORES[1], member("first", 0.9, 0.1), member("second", 0.1, 0.9)],
+        "classification", "compound", "mae_vit",
+    )  # fmt: skip
+    assert found is not None and found.members == {"fold 0": "first", "fold 1": "second"}
+    labels = np.repeat([0, 1, 0, 1], [10, 2, 4, 5])
+    right = np.r_[np.arange(10) < 8, np.arange(2) < 1, np.arange(4) < 3, np.zeros(5, bool)]
+    expected = unit_metric(
+        labels, np.where(right, labels, 1 - labels), np.repeat(np.arange(4), [10, 2, 4, 5]),
+        "balanced_accuracy",
+    )  # fmt: skip
+    assert list(found.per_unit) == list(UNITS)
+    np.testing.assert_allclose(list(found.per_unit.values()), list(expected.values()))

@@ -417,3 +417,57 @@ def test_odd_units_and_values_are_refused() -> None:
         one(floors={"pixels": scores(0.5, 1, units=11)})
     with pytest.raises(ValueError, match="no finite value in unit 'plate00'"):
         one(floors={"pixels": {**scores(0.5, 1), "plate00": float("nan")}})
+
+
+def test_above_is_one_claim_about_floors_and_metadata_in_one_family() -> None:
+    # Eight encoders far above their floors, each in truth as good as what the metadata score.
+    rng = np.random.default_rng(3)
+    any_above = 0
+    for _ in range(200):
+        family = [
+            case(
+                encoder=f"mae{i}",
+                values=[{u: 0.8 + float(x) for u, x in zip(UNITS, own, strict=True)}],
+                metadata={"well": {u: 0.8 + float(x) for u, x in zip(UNITS, well, strict=True)}},
+                ceiling=None,
+            )
+            for i, (own, well) in enumerate(rng.normal(0.0, 0.04, (8, 2, 12)))
+        ]
+        words = {found.word for found in judge(family)}
+        assert words <= {"above", "confounded"}
+        any_above += "above" in words
+    assert any_above <= 12  # 5 expected at 0.025; each at 0.025 by itself would give 37
+    alone = one(metadata=wells(0.5, 3))
+    assert alone.word == "above" and alone.holm_metadata is not None
+    assert one().holm_metadata is None
+
+
+def test_metadata_that_nobody_can_compare_matter_for_above_alone() -> None:
+    constant = {"well": scores(0.6 - 0.2)}  # the encoder less 0.2, in every unit
+    refused = one(metadata=constant)
+    assert refused.word == "cannot tell" and "well is the same in every unit" in refused.why
+    worse = one(floors={"pixels": scores(0.7, 1)}, metadata=constant)
+    assert worse.word == "below"
+    assert one(metadata=constant, rows=dict.fromkeys(UNITS, 200)).word == "above"
+
+
+def test_a_floor_that_was_not_run_leaves_no_gain_over_the_others() -> None:
+    found = one(floors={"pixels": scores(0.5, 1), "twin": None})
+    assert found.word == "" and "twin" in found.why
+    assert found.gain is None and found.interval is None and found.nearest is None
+    assert (found.p_above, found.p_below, found.p_same) == (None, None, None)
+    assert set(found.floors) == {"pixels"}  # what was compared stays
+
+
+def test_a_constant_floor_is_saturated_by_its_binomial_limit() -> None:
+    close = {"values": [scores(0.968)], "floors": {"pixels": flat(0.9666)}}
+    assert one(**close).word != "saturated"
+    few = one(**close, rows=dict.fromkeys(UNITS, 5))  # 58 of 60: up to 0.996
+    assert few.word == "saturated" and "0.99" in few.why
+
+
+def test_a_difference_that_varies_by_rounding_alone_asks_for_units_as_if_unknown() -> None:
+    values = {u: 0.75 + 1e-13 * i for i, u in enumerate(UNITS)}
+    about = {"values": [values], "floors": {"pixels": flat(0.74)}, "ceiling": None}
+    found = one(**about, rows=dict.fromkeys(UNITS, 20_000), delta=0.001)
+    assert found.units_needed == units_needed(verdict.UNIT_SD, 0.001)
