@@ -199,7 +199,8 @@ def fingerprints(images: np.ndarray) -> np.ndarray:
     x = x * np.sqrt(size)
     length = np.linalg.norm(x, axis=1, keepdims=True)  # [b, 1, c]
     x = np.divide(x, length, out=np.zeros_like(x), where=length > GRID * floor)
-    return (x / math.sqrt(c)).reshape(b, len(row) * c).astype(np.float32)
+    flat = (x / math.sqrt(c)).reshape(b, len(row) * c)
+    return np.ascontiguousarray(flat, np.float32)  # of one channel it lies the other way
 
 
 def _in_fold(

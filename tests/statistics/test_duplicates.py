@@ -199,8 +199,9 @@ def in_batches(images, size=64):
         yield {"image": np.concatenate([part, padding]), "mask": mask}
 
 
-def test_images_are_audited_in_one_pass_for_every_target(independent):
-    images = independent.copy()
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_are_audited_in_one_pass_for_every_target(independent, channels):
+    images = independent[..., :channels].copy()
     images[170], images[185] = images[21], np.rot90(images[90], 2) // 2 + 100
     whole, part = fold(N_TRAIN, N_TEST), fold(50, N_TEST)
     part = Fold("g", part.train, part.validation, whole.test, ("plate",))
