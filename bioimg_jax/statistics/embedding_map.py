@@ -14,13 +14,16 @@ PERPLEXITY = 30.0
 
 
 def embedding_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Positions float32 [n, 2] of features [n, d], standardised here.
+    """Positions float32 [n, 2] of features [n, d], standardised here; zeros where none varies.
 
     The order of the rows changes nothing but rounding, which t-SNE may amplify.
     """
     x = features.astype(np.float64)
     sd = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(sd > 0, sd, 1.0)
+    varies = sd > 1e-9 * np.abs(x).max(axis=0)  # less is rounding
+    x = (x[:, varies] - x[:, varies].mean(axis=0)) / sd[varies]
+    if not x.size:  # all rows are alike, and t-SNE would divide by nothing
+        return np.zeros((len(x), 2), np.float32)
     kept = min(COMPONENTS, *x.shape)
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         x = PCA(kept, svd_solver="covariance_eigh", random_state=seed).fit_transform(x)
