@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,20 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "interval": [-0.11, -0.01],
         "nearest": "pixels",
         "delta": 0.03,
+        "normalised": None,
+        "p_above": 0.9953,
+        "p_below": 0.0047,
+        "p_same": 0.91,
+        "holm_above": 1.0,
+        "holm_below": 0.0094,
+        "floors": {
+            "chance": {"difference": 0.287, "low": 0.21, "high": 0.36, "p_above": 0.00012,
+                       "sign_flip_p": 0.03125},
+            "pixels": {"difference": -0.06, "low": -0.11, "high": -0.01, "p_above": 0.9953,
+                       "sign_flip_p": 1.0},
+        },
         "qualified_by": ["assumes symmetric unit effects"],
-    }
+    }  # fmt: skip
     results = {
         "schema_version": 4,
         "bioimg_jax": "0.1.0",
@@ -155,11 +168,25 @@ def write_pictures(folder: Path, name: str) -> None:
     )
 
 
+def table_after(page: str, mark: str) -> str:
+    start = page.index(mark)
+    return page[start : page.index("</table>", start)]
+
+
+def change_results(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """The page of results that `change` has altered in place."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    change(results)
+    path.write_text(json.dumps(results))
+    return write_report(folder).read_text()
+
+
 def test_the_ladder_comes_first_and_stands_in_the_order_of_the_values(tmp_path: Path) -> None:
     write_run(tmp_path)
     page = write_report(tmp_path).read_text()
     assert page.index('id="ladder"') < page.index('id="doubts"') < page.index('id="scores"')
-    values = page[page.index("<summary>Values") : page.index("</table>")]
+    values = table_after(page, "<summary>Values")
     order = re.findall(r'<td class="name">([^<]+)</td>\n<td class="name">([^<]+)</td>', values)
     assert order == [
         ("metadata: well (mae)", "audit"),
@@ -176,6 +203,43 @@ def test_the_ladder_comes_first_and_stands_in_the_order_of_the_values(tmp_path: 
     assert "pixels does better (mae)" in page
     assert "-0.060 [-0.110," in page
     assert "no interval (fewer than 4 units)" in page and "exact" in values
+
+
+def test_a_verdict_shows_its_evidence_against_each_floor(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert page.count("<summary>Against each floor") == 1
+    table = table_after(page, "<summary>Against each floor")
+    assert re.findall(r"<th(?: [^>]*)?>([^<]+)<", table) == [
+        "floor", "difference", "lower", "upper", "p above", "sign-flip p",
+    ]  # fmt: skip
+    assert re.findall(r"<td[^>]*>([^<]+)<", table) == [
+        "chance", "+0.287", "+0.210", "+0.360", "0.00012", "0.0312",
+        "pixels", "-0.060", "-0.110", "-0.010", "0.995", "1",
+    ]  # fmt: skip
+    assert 'data-value="0.03125"' in table  # it sorts by the number, not by what is shown of it
+    said = " ".join(page[: page.index("<summary>Values")].split())
+    assert "p: above 0.995 (after Holm 1), below 0.0047 (after Holm 0.0094), same 0.91." in said
+    assert "not one of the tests" not in said
+
+
+def test_evidence_that_is_not_there_takes_no_room(tmp_path: Path) -> None:
+    write_run(tmp_path)
+
+    def many_units(results: dict[str, Any]) -> None:  # no exact sign-flip p from 20 units on
+        verdict = results["verdicts"][0]
+        for floor in verdict["floors"].values():
+            floor["sign_flip_p"] = None
+        verdict["holm_above"] = verdict["holm_below"] = None
+
+    page = change_results(tmp_path, many_units)
+    assert "sign-flip p" not in page and "after Holm" not in page
+    assert "not one of the tests" in page
+
+    def refused(results: dict[str, Any]) -> None:
+        results["verdicts"][0] |= {"floors": {}, "gain": None}
+
+    assert "Against each floor" not in change_results(tmp_path, refused)
 
 
 def test_what_the_run_cannot_tell_is_said(tmp_path: Path) -> None:
