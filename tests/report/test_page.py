@@ -242,6 +242,32 @@ def test_evidence_that_is_not_there_takes_no_room(tmp_path: Path) -> None:
     assert "Against each floor" not in change_results(tmp_path, refused)
 
 
+def test_a_metric_without_a_better_direction_has_no_ladder(tmp_path: Path) -> None:
+    write_run(tmp_path)
+
+    def add(results: dict[str, Any]) -> None:
+        shown = {"benchmark": "mixing", "metric": "entropy", "higher_is_better": None}
+        results["benchmarks"].append("mixing")
+        results["scores"] += [row("mae_vit", 0.4, **shown), row("pixels", 0.9, **shown)]
+        first = results["verdicts"][0]
+        results["verdicts"].append({**first, "benchmark": "mixing", "word": "", "floors": {}})
+        results["plan"].append({**results["plan"][0], "benchmark": "mixing"})
+
+    page = change_results(tmp_path, add)
+    ladders = page[page.index('id="ladder"') : page.index('id="doubts"')]
+    assert ladders.count("<img") == 2 and "mixing" not in ladders
+    assert "compound (mixing), by its design" not in page
+    scores = " ".join(page[page.index('id="scores"') :].split())
+    assert "No direction is better, so without a ladder: entropy of compound (mixing)." in scores
+    assert scores.count("<td>mixing</td>") == 2
+
+    def first(results: dict[str, Any]) -> None:  # nothing to say of "better" by it either
+        results["benchmarks"].reverse()
+
+    assert page.count('id="beside"') == 1
+    assert 'id="beside"' not in change_results(tmp_path, first)
+
+
 def test_what_the_run_cannot_tell_is_said(tmp_path: Path) -> None:
     write_run(tmp_path)
     page = write_report(tmp_path).read_text()
