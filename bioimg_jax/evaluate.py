@@ -37,7 +37,6 @@ from bioimg_jax.illustrate import write_examples, write_illustrations
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.results import (
-    SCHEMA_VERSION,
     about_run,
     encoder_row,
     publish,
@@ -139,7 +138,6 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         write_examples(evaluation, dataset, workdir)
         write_illustrations(evaluation, dataset, rows, to_score, workdir)
     return {
-        "schema_version": SCHEMA_VERSION,
         "data": {
             "name": dataset.declaration.name,
             "content_hash": dataset.content_hash,

@@ -118,6 +118,7 @@ def classification_scores(
             per_unit=per_unit,
             interval=t_interval(values, train_overlap=overlap),
             n_units=len(values),
+            unit=target.unit,
             exposure=exposure,
             search_budget=budget,
             other_metrics=pooled,

@@ -13,14 +13,12 @@ import markupsafe
 import numpy as np
 
 from bioimg_jax.benchmarks.ladder import FAMILY, OWN, STEP0
-from bioimg_jax.benchmarks.score import SELECTED, headline_rows
+from bioimg_jax.benchmarks.score import SCHEMA_VERSION, SELECTED, headline_rows
 from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 from bioimg_jax.statistics.verdict import NOT_RUN
-
-SCHEMA_VERSION = 4
 
 
 def write_report(workdir: Path) -> Path:

@@ -38,6 +38,7 @@ def test_rows_say_what_was_done(tmp_path):
     assert signal.value > 0.85 and noise.value < 0.5
     assert signal.split == "leave one plate out, 5 folds"
     assert signal.chance == pytest.approx(1 / 3) and signal.ceiling == 1.0
+    assert selected.unit == ("plate",)
     assert set(signal.per_unit) == {f"P{i}" for i in range(5)} and signal.n_units == 5
     assert signal.value == pytest.approx(np.mean(list(signal.per_unit.values())))
     assert signal.interval[0] < signal.value < signal.interval[1]

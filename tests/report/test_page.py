@@ -1,5 +1,6 @@
 """The report: complete, self-contained, and safe with any name a user can give."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bioimg_jax.benchmarks.score import SCHEMA_VERSION, Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.report import figures, write_csv, write_report
+from bioimg_jax.report.scores_csv import COLUMNS
 
 CHANNELS = ["DNA", "RNA"]
 
@@ -34,6 +37,7 @@ def row(representation: str, value: float, **changes: Any) -> dict[str, Any]:
         "per_unit": {f"P{i}": value + 0.01 * i for i in range(5)},
         "interval": [value - 0.05, value + 0.05],
         "n_units": 5,
+        "unit": ["plate"],
         "exposure": "none",
         "search_budget": 40,
         "settings": {},
@@ -94,7 +98,7 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "qualified_by": ["assumes symmetric unit effects"],
     }  # fmt: skip
     results = {
-        "schema_version": 4,
+        "schema_version": SCHEMA_VERSION,
         "bioimg_jax": "0.1.0",
         "run": {
             "kind": "training",
@@ -318,19 +322,32 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         write_report(tmp_path)
     write_run(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
-    with pytest.raises(InputError, match="schema_version 99; expected 4"):
+    with pytest.raises(InputError, match=f"schema_version 99; expected {SCHEMA_VERSION}"):
         write_report(tmp_path)
 
 
 def test_the_table_of_scores_opens_in_a_spreadsheet(tmp_path: Path) -> None:
     results = write_run(tmp_path, name="=cmd|'/c calc'!A1, \"quoted\"\n")
+    for one in results["scores"]:
+        one["unit"] = ["plate", "well"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
     read = pd.read_csv(write_csv(tmp_path))
     assert len(read) == len(results["scores"])
-    for name in ("value", "n_units", "benchmark", "block"):
+    for name in ("value", "n_units", "benchmark", "block", "ceiling", "higher_is_better"):
         assert read[name].tolist() == [row[name] for row in results["scores"]]
     assert read["lower"].isna().sum() == 2
+    assert set(read["unit"]) == {"plate/well"}
     formula = read["representation"][9]
     assert formula.startswith("'=cmd") and formula.endswith('"quoted"\n')
+
+
+def test_the_schema_page_has_every_field_of_a_score_and_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results_schema.md").read_text()
+    assert f"`schema_version` is {SCHEMA_VERSION}." in page
+    rows = page[page.index("### A row of `scores`") : page.index("### A row of `verdicts`")]
+    assert {field.name for field in dataclasses.fields(Score)} <= set(re.findall(r"`(\w+)`", rows))
+    columns = page[page.index("## results.csv") : page.index("## Pictures")]
+    assert [name for name in re.findall(r"`(\w+)`", columns) if name != "null"] == [*COLUMNS]
 
 
 def test_axes_are_labelled_and_figures_reproducible() -> None:
