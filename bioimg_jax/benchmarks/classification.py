@@ -79,7 +79,7 @@ def classification_scores(
     """
     layers = list(table.widths)
     task = Task.of(table, folds, target, permute_labels_seed)
-    overlap = train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
+    overlap = train_overlap(folds)
     runs: dict[str, list[_Run]] = {}
     for layer in layers:
         features = table.layer(layer)
