@@ -12,7 +12,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from bioimg_jax.benchmarks.ladder import FAMILY, OWN, STEP0
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, STEP0
 from bioimg_jax.benchmarks.score import SCHEMA_VERSION, SELECTED, headline_rows
 from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
@@ -146,10 +146,9 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rungs.append({**row, "role": role, "rung": floors.get(name, "")})
             blank = {**rungs[0], "per_unit": {}, "interval": None, "settings": {},
                      "exposure": "none", "search_budget": 1}  # fmt: skip
-            if "chance" in results["floors"] and rows[0]["chance"] is not None:
-                rungs.append({**blank, "representation": "chance", "role": "floor",
-                              "rung": "chance", "value": rows[0]["chance"],
-                              "kind": "chance"})  # fmt: skip
+            if CHANCE in results["floors"] and rows[0]["chance"] is not None:
+                rungs.append({**blank, "representation": CHANCE, "role": "floor", "rung": CHANCE,
+                              "value": rows[0]["chance"], "kind": CHANCE})  # fmt: skip
             rungs += _selected(results, benchmark, target["name"], blank)
             if (best := target["audit"].get("best")) is not None:
                 rungs.append({**blank, "representation": f"metadata: {best['columns']}",
