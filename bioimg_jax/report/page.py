@@ -158,7 +158,6 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             if not rows[0]["higher_is_better"]:
                 rungs.reverse()
             found.append({
-                "id": f"{benchmark}-{target['name']}",
                 "benchmark": benchmark,
                 "about": target,
                 "rungs": rungs,
