@@ -121,10 +121,6 @@ def restrict(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
     ]
 
 
-def fold_overlap(folds: Sequence[Fold]) -> float:
-    return train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
-
-
 def audited_targets(
     evaluation: Evaluation,
     used: pd.DataFrame,
@@ -183,7 +179,7 @@ def plans(
                     floors=n_floors,
                     delta=settings["delta"],
                     sd=math.sqrt(UNIT_SD**2 + sampling),
-                    overlap=fold_overlap(folds[target.name]),
+                    overlap=train_overlap(folds[target.name]),
                 )
             )
     judged = {one.group or one.name for one in evaluation.trained if one.held_out is None}

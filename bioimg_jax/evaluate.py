@@ -26,7 +26,6 @@ from bioimg_jax.design import (
     audited_targets,
     check_settings,
     chosen_benchmarks,
-    fold_overlap,
     plans,
     print_plan,
     subset,
@@ -37,7 +36,6 @@ from bioimg_jax.illustrate import write_examples, write_illustrations
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.results import (
-    SCHEMA_VERSION,
     about_run,
     encoder_row,
     publish,
@@ -51,6 +49,7 @@ from bioimg_jax.scoring import (
     table_of,
     with_verdicts,
 )
+from bioimg_jax.statistics.intervals import train_overlap
 from bioimg_jax.statistics.verdict import judge
 from bioimg_jax.train import Config, StopSignal
 
@@ -106,7 +105,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
                 f"{int(left) // 60}:{int(left) % 60:02d} left",
                 file=sys.stderr,
             )
-    overlap = {name: fold_overlap(parts) for name, parts in folds.items()}
+    overlap = {name: train_overlap(parts) for name, parts in folds.items()}
     scores += averaged_over_seeds(scores, overlap)
     about = [target_row(target, dataset, rows, folds, audited[target.name]) for target in targets]
     floors = floor_ids(settings["floors"])
@@ -139,7 +138,6 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         write_examples(evaluation, dataset, workdir)
         write_illustrations(evaluation, dataset, rows, to_score, workdir)
     return {
-        "schema_version": SCHEMA_VERSION,
         "data": {
             "name": dataset.declaration.name,
             "content_hash": dataset.content_hash,

@@ -50,10 +50,7 @@ def write_examples(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> N
     batch = {"image": jnp.asarray(next(stream)["image"])}
     inputs = one.objective.views(batch, jax.random.key(evaluation.config["seed"]))
     pictures = jax.jit(reconstruct)(params, state, inputs)
-    temporary = workdir / "examples.tmp.npz"
-    arrays: dict[str, Any] = {k: np.asarray(v, np.float32) for k, v in pictures.items()}
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, workdir / "examples.npz")
+    save(workdir / "examples.npz", {k: np.asarray(v, np.float32) for k, v in pictures.items()})
 
 
 def write_illustrations(

@@ -10,13 +10,12 @@ import numpy as np
 
 import bioimg_jax
 from bioimg_jax import command_line
-from bioimg_jax.benchmarks.score import headline_rows
+from bioimg_jax.benchmarks.score import SCHEMA_VERSION, headline_rows
 from bioimg_jax.candidates import Evaluation, Trained
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
 
-SCHEMA_VERSION = 4
 RESULTS, REPORT = "results.json", "report.html"
 
 
@@ -87,7 +86,7 @@ def publish(workdir: Path, run: Mapping[str, Any], results: dict[str, Any]) -> N
     from bioimg_jax.report import write_csv, write_report
 
     results = {
-        "schema_version": results.pop("schema_version"),
+        "schema_version": SCHEMA_VERSION,
         "bioimg_jax": bioimg_jax.__version__,
         "run": run,
         **results,

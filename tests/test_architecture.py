@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bioimg_jax.benchmarks import ladder
 from bioimg_jax.candidates import build_evaluation, own_floors
 from bioimg_jax.design import chosen_benchmarks
 from bioimg_jax.models import build_encoder
@@ -77,6 +78,17 @@ def test_no_source_unpickles_or_evaluates_text() -> None:
                 assert node.func.id not in ("eval", "exec"), path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+
+
+@pytest.mark.parametrize("name", [ladder.ON_LAYOUT, *ladder.OWN.values()])
+def test_a_name_that_ties_floors_to_encoders_is_written_once(name: str) -> None:
+    literals = [
+        path.name
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == name
+    ]
+    assert literals == ["ladder.py"]
 
 
 @pytest.mark.parametrize("module", ["bioimg_jax.models", "bioimg_jax.objectives"])

@@ -79,7 +79,8 @@ class Nearest:
                 higher_is_better=True, chance=1 / len(np.unique(labels)), ceiling=1.0,
                 representation=representation, kind=kind, block=layer, pooling="", seed=seed,
                 value=float(np.mean(list(per_unit.values()))), per_unit=per_unit, interval=None,
-                n_units=len(per_unit), exposure=exposure, search_budget=1, settings=dict(settings),
+                n_units=len(per_unit), unit=target.unit, exposure=exposure, search_budget=1,
+                settings=dict(settings),
             ))
         return found[-1:]
 

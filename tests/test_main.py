@@ -93,10 +93,11 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
 
 def check_rows(results: dict, *, inductive: bool) -> None:
     """Every representation has a row on every target, and every row its fields."""
-    assert results["schema_version"] == 4
+    assert results["schema_version"] == 5
     needed = {
         "benchmark", "target", "split", "metric", "representation", "kind", "block", "pooling",
-        "seed", "value", "per_unit", "interval", "n_units", "exposure", "search_budget", "settings",
+        "seed", "value", "per_unit", "interval", "n_units", "unit", "exposure",
+        "search_budget", "settings",
     }  # fmt: skip
     wanted = {"mae_vit", "mae_vit_step0", "vit_random_1", "vit_random_2", "vit_random", "pixels"}
     for target in results["targets"]:
@@ -106,6 +107,7 @@ def check_rows(results: dict, *, inductive: bool) -> None:
             assert needed <= set(row)
             assert 0 <= row["value"] <= 1
             assert row["n_units"] == len(row["per_unit"])
+            assert row["unit"] == target["unit"]
             assert row["value"] == pytest.approx(np.mean(list(row["per_unit"].values())))
     averaged = [row for row in results["scores"] if row["seed"] is None]
     assert averaged

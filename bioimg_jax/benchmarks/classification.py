@@ -80,7 +80,7 @@ def classification_scores(
     """
     layers = list(table.widths)
     task = Task.of(table, folds, target, permute_labels_seed)
-    overlap = train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
+    overlap = train_overlap(folds)
     runs: dict[str, list[_Run]] = {}
     for layer in layers:
         features = table.layer(layer)
@@ -120,6 +120,7 @@ def classification_scores(
             per_unit=per_unit,
             interval=t_interval(values, train_overlap=overlap),
             n_units=len(values),
+            unit=target.unit,
             exposure=exposure,
             search_budget=budget,
             other_metrics=pooled,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SCHEMA_VERSION = 5  # of results.json, whose rows these are; docs/results_schema.md has its rules
 SELECTED = "selected"  # block and pooling of the row whose layer was chosen on validation units
 
 
@@ -14,6 +15,7 @@ class Score:
     value: mean of `per_unit`, the metric inside each unit of independence of the test side.
     interval: 95 % of the mean over units, None for fewer than 4 units.
     chance, ceiling: of the metric; ceiling None where unknown.
+    unit: the metadata columns whose joint value is the unit of independence.
     exposure: what the encoder saw of the test side: "none", "images", "labels" or "unknown".
     search_budget: how many candidates validation chose from.
     unit_rows: test rows behind each unit's value, as many as an even sample of its classes has.
@@ -37,6 +39,7 @@ class Score:
     per_unit: dict[str, float]
     interval: tuple[float, float] | None
     n_units: int
+    unit: tuple[str, ...]
     exposure: str
     search_budget: int
     other_metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
@@ -48,13 +51,15 @@ class Score:
         """The row as JSON takes it."""
         row = dataclasses.asdict(self)
         row["interval"] = None if self.interval is None else list(self.interval)
+        row["unit"] = list(self.unit)
         return row
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Score":
         """The score that `to_row` made this of."""
         interval = row["interval"]
-        return cls(**{**row, "interval": None if interval is None else tuple(interval)})
+        interval = None if interval is None else tuple(interval)
+        return cls(**{**row, "interval": interval, "unit": tuple(row["unit"])})
 
 
 def headline_rows(

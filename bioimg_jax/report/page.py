@@ -12,15 +12,13 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from bioimg_jax.benchmarks.ladder import FAMILY, OWN, STEP0
-from bioimg_jax.benchmarks.score import SELECTED, headline_rows
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, STEP0
+from bioimg_jax.benchmarks.score import SCHEMA_VERSION, SELECTED, headline_rows
 from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 from bioimg_jax.statistics.verdict import NOT_RUN
-
-SCHEMA_VERSION = 4
 
 
 def write_report(workdir: Path) -> Path:
@@ -44,6 +42,7 @@ def write_report(workdir: Path) -> Path:
         data=results["data"],
         sentences=_sentences(results),
         ladders=_ladders(results),
+        unranked=_unranked(results),
         units_shown=figures.UNITS_SHOWN,
         beside=_beside(results),
         doubts=_doubts(results),
@@ -125,14 +124,17 @@ def _pictures(path: Path, channels: list[str]) -> str:
 
 
 def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A ladder for each benchmark and target, biology before nuisance: highest rung first."""
-    found = []
+    """A ladder for each benchmark and target, biology before nuisance: the best rung first.
+
+    None where no direction of the metric is better: `_unranked`.
+    """
+    found, unranked = [], _unranked(results)
     order = sorted(results["targets"], key=lambda target: bool(target["nuisance"]))
     for benchmark in results["benchmarks"]:
         for target in order:
             key = (benchmark, target["name"])
             rows = [r for r in results["scores"] if (r["benchmark"], r["target"]) == key]
-            if not rows:
+            if not rows or key in unranked:
                 continue
             verdicts = [v for v in results["verdicts"] if (v["benchmark"], v["target"]) == key]
             judged = {v["encoder"] for v in verdicts}
@@ -144,20 +146,18 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rungs.append({**row, "role": role, "rung": floors.get(name, "")})
             blank = {**rungs[0], "per_unit": {}, "interval": None, "settings": {},
                      "exposure": "none", "search_budget": 1}  # fmt: skip
-            if "chance" in results["floors"] and rows[0]["chance"] is not None:
-                rungs.append({**blank, "representation": "chance", "role": "floor",
-                              "rung": "chance", "value": rows[0]["chance"],
-                              "kind": "chance"})  # fmt: skip
+            if CHANCE in results["floors"] and rows[0]["chance"] is not None:
+                rungs.append({**blank, "representation": CHANCE, "role": "floor", "rung": CHANCE,
+                              "value": rows[0]["chance"], "kind": CHANCE})  # fmt: skip
             rungs += _selected(results, benchmark, target["name"], blank)
             if (best := target["audit"].get("best")) is not None:
                 rungs.append({**blank, "representation": f"metadata: {best['columns']}",
                               "role": "shown", "rung": "audit", "value": best["score"],
                               "interval": best["interval"], "kind": "metadata"})  # fmt: skip
             rungs.sort(key=lambda row: (-row["value"], row["representation"]))
-            if rows[0]["higher_is_better"] is False:
+            if not rows[0]["higher_is_better"]:
                 rungs.reverse()
             found.append({
-                "id": f"{benchmark}-{target['name']}",
                 "benchmark": benchmark,
                 "about": target,
                 "rungs": rungs,
@@ -166,6 +166,15 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "verdicts": verdicts,
             })  # fmt: skip
     return found
+
+
+def _unranked(results: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """(benchmark, target) -> metric of the scores of which no direction is better: no ladder."""
+    return {
+        (row["benchmark"], row["target"]): row["metric"]
+        for row in results["scores"]
+        if row["higher_is_better"] is None
+    }
 
 
 def _floor_names(results: Mapping[str, Any], encoders: set[str]) -> dict[str, str]:
@@ -203,10 +212,15 @@ def _selected(
 
 
 def _beside(results: Mapping[str, Any]) -> str:
-    """Nuisance targets beside biology, by the first benchmark; "" where there is one target."""
+    """Nuisance targets beside biology, by the first benchmark; "" where there is one target.
+
+    Only of metrics that are better the higher they are: above chance means nothing for others.
+    """
     benchmark, lines = results["benchmarks"][0], []
     for target in sorted(results["targets"], key=lambda target: bool(target["nuisance"])):
         rows = headline_rows(results["scores"], target["name"], benchmark)
+        if not any(row["higher_is_better"] for row in rows):
+            continue
         values = {}
         for row in rows:
             chance, name = row["chance"], row["representation"]
@@ -265,18 +279,16 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _doubts(results: Mapping[str, Any]) -> list[str]:
     """What this run cannot tell, from its audits, its plan and what was left out."""
-    found = []
+    found, unranked = [], _unranked(results)
     for target in results["targets"]:
         if target["verdict"]:
             found.append(
                 f"{target['name']}: no encoder can be judged here. {_capital(target['reason'])}."
             )
     for line in results.get("plan") or []:
-        words = {
-            v["word"] for v in results["verdicts"]
-            if (v["benchmark"], v["target"]) == (line["benchmark"], line["target"])
-        }  # fmt: skip
-        if words - {"confounded"}:
+        key = (line["benchmark"], line["target"])
+        words = {v["word"] for v in results["verdicts"] if (v["benchmark"], v["target"]) == key}
+        if words - {"confounded"} and key not in unranked:
             found.append(f"{line['target']} ({line['benchmark']}), by its design: "
                          f"{line['sentence']}.")  # fmt: skip
     for floor, reason in results["omitted"].items():

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = (
-    "benchmark", "target", "representation", "kind", "block", "pooling", "seed", "metric", "value",
-    "lower", "upper", "n_units", "chance", "exposure", "search_budget", "verdict", "split",
+    "benchmark", "target", "representation", "kind", "block", "pooling", "seed", "metric",
+    "higher_is_better", "value", "lower", "upper", "n_units", "unit", "chance", "ceiling",
+    "exposure", "search_budget", "verdict", "split",
 )  # fmt: skip
 
 
@@ -22,7 +23,8 @@ def write_csv(workdir: Path) -> Path:
         writer.writerow(COLUMNS)
         for row in rows:
             lower, upper = row["interval"] or (None, None)
-            values = {**row, "lower": lower, "upper": upper}
+            unit = "/".join(row["unit"])
+            values = {**row, "lower": lower, "upper": upper, "unit": unit}
             writer.writerow([_cell(values[column]) for column in COLUMNS])
     os.replace(temporary, path)
     return path

@@ -19,16 +19,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
         if (typeof x === typeof y) return typeof x === "number" ? x - y : x.localeCompare(y);
         return typeof x === "number" ? -1 : 1; // numbers before words
       };
-      const rows = [...body.rows].sort((a, b) => (down ? compare(b, a) : compare(a, b)));
-      body.append(...rows);
+      body.append(...[...body.rows].sort((a, b) => (down ? compare(b, a) : compare(a, b))));
     };
     heads[i].tabIndex = 0;
     heads[i].addEventListener("click", sort);
     heads[i].addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
   }
-}
-for (const table of document.querySelectorAll("table.sortable")) {
-  const rows = [...table.tBodies[0].rows];
+  const rows = [...body.rows];
   if (rows.length < FILTERED) continue;
   const input = document.createElement("input");
   const count = document.createElement("output");

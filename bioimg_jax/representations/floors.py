@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, TWIN
 from bioimg_jax.errors import InputError
 from bioimg_jax.extensions import check_name, digest, load_build
 from bioimg_jax.representations.aggregation_noise import AggregationNoiseRepresentation
 from bioimg_jax.representations.combined import CombinedRepresentation
 from bioimg_jax.representations.layout import LayoutRepresentation
+from bioimg_jax.representations.metadata import MetadataRepresentation
 from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter
 from bioimg_jax.representations.pixels import PixelRepresentation
 from bioimg_jax.representations.random_projection import RandomProjectionRepresentation
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 DNA = ("DNA", "DAPI", "Hoechst")
 RGB = ("R", "G", "B")
-SEGMENTED = ("nuclei", "layout", "layout_rendered", "layout_trained", "combined")
-ON_LAYOUT = "layout_trained"  # one for every encoder: `Floors.on_layout`
+SEGMENTED = ("nuclei", "layout", "layout_rendered", ON_LAYOUT, "combined")
+NOT_MADE = (CHANCE, TWIN, FAMILY, ON_LAYOUT)  # floors that need more than the images
 KEY = "evaluate.representations"
 
 
@@ -69,8 +71,8 @@ class Floors:
         for name in names:
             if name not in (*self._makers, ON_LAYOUT):
                 raise InputError(
-                    f"evaluate.floors: {name!r}, expected some of chance, twin, selected, "
-                    f"{ON_LAYOUT}, {', '.join(self._makers)}"
+                    f"evaluate.floors: {name!r}, expected some of "
+                    f"{', '.join((*NOT_MADE, *self._makers))}"
                 )
         # A floor that these images cannot have is left out, and every verdict says so.
         self.omitted: dict[str, str] = {}
@@ -112,7 +114,7 @@ class Floors:
     def _add(self, path: Path) -> None:
         representation = load_build(path, KEY)(self._channels, self._width)
         name, kind = representation.name, representation.kind
-        taken = {*self._makers, "chance", "twin", "selected", ON_LAYOUT, "metadata"}
+        taken = {*self._makers, *NOT_MADE, MetadataRepresentation.name}
         check_name(name, taken, f"{KEY}: {path}")
         if kind not in KINDS:
             raise InputError(f"{KEY}: {path}: kind {kind!r}, expected one of {', '.join(KINDS)}")

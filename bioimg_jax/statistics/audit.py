@@ -233,7 +233,7 @@ def _score(
     predictions = np.concatenate([guess[t] for guess, t in zip(guesses, tests, strict=True)])
     per_unit = unit_metric(task.labels[rows], predictions, task.units[rows], metric)
     values = list(per_unit.values())
-    overlap = train_overlap([fold.train for fold in folds], [fold.test for fold in folds])
+    overlap = train_overlap(folds)
     return _Scored(
         value=float(np.mean(values)),
         interval=t_interval(values, train_overlap=overlap),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from bioimg_jax.data.splits import Fold
+
 MIN_UNITS = 4  # below it there is no interval: verdicts say "cannot tell"
 CLEAR = 3.0  # standard errors that a denominator must be above zero
 
@@ -83,11 +85,9 @@ def ratio_interval(
     return float(over / under), (float((b - half) / a), float((b + half) / a))
 
 
-def train_overlap(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> float:
-    """J · n_test / n_train of J folds whose training sets overlap; 0 where none do.
-
-    train, test: the example indices of each fold.
-    """
-    if not any(len(np.intersect1d(a, b)) for a, b in itertools.combinations(train, 2)):
+def train_overlap(folds: Sequence[Fold]) -> float:
+    """J · n_test / n_train of J folds whose training sets overlap; 0 where none do."""
+    pairs = itertools.combinations((fold.train for fold in folds), 2)
+    if not any(len(np.intersect1d(a, b)) for a, b in pairs):
         return 0.0
-    return sum(len(b) / len(a) for a, b in zip(train, test, strict=True))
+    return sum(len(fold.test) / len(fold.train) for fold in folds)

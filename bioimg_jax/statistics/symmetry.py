@@ -209,7 +209,7 @@ def _tried(
         per_unit=per_unit.pop(""),
         transformed=per_unit,
         chance=max(constant),
-        overlap=train_overlap([fold.train for fold in folds], [fold.test for fold in folds]),
+        overlap=train_overlap(folds),
     )
 
 

@@ -45,6 +45,7 @@ def test_rows_say_what_was_done(tmp_path):
     assert signal.value > 0.85 and noise.value < 0.5
     assert signal.split == "leave one plate out, 5 folds"
     assert signal.chance == pytest.approx(1 / 3) and signal.ceiling == 1.0
+    assert selected.unit == ("plate",)
     assert set(signal.per_unit) == {f"P{i}" for i in range(5)} and signal.n_units == 5
     assert signal.value == pytest.approx(np.mean(list(signal.per_unit.values())))
     assert signal.interval[0] < signal.value < signal.interval[1]
@@ -247,7 +248,7 @@ def test_permuted_labels_give_no_above_beyond_nominal(tmp_path):
     }
     audit = {"verdict": "", "reason": "", "rivals": {}}
     target = {"name": "compound", "nuisance": False, "audit": audit}
-    overlap = train_overlap([f.train for f in folds], [f.test for f in folds])
+    overlap = train_overlap(folds)
 
     def word(seed):
         found = []

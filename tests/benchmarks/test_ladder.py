@@ -44,6 +44,7 @@ def score(name: str, value: float, **changes: Any) -> Score:
         "per_unit": dict.fromkeys(UNITS, value),
         "interval": None,
         "n_units": 4,
+        "unit": ("plate",),
         "exposure": "none",
         "search_budget": 8,
         "settings": fold_settings(0.4, 0.5),

@@ -108,6 +108,13 @@ def test_it_fits_a_phone_and_prints(page: tuple, tmp_path: Path) -> None:
     browser = page[0]
     browser.set_viewport_size({"width": 390, "height": 800})
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    # Names stay whole and figures readable: what is wide scrolls in its own box.
+    browser.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    floor = browser.locator("#ladder details td.name").first.bounding_box()
+    figure = browser.locator("#ladder img").first.bounding_box()
+    assert floor is not None and floor["height"] < 40
+    assert figure is not None and figure["width"] >= 500
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     # A4 between the page's margins, and no table or picture beyond them.
     browser.set_viewport_size({"width": 703, "height": 1000})
     browser.emulate_media(media="print")
@@ -118,4 +125,11 @@ def test_it_fits_a_phone_and_prints(page: tuple, tmp_path: Path) -> None:
     browser.emulate_media(media="screen")
     pdf = browser.pdf(path=tmp_path / "report.pdf")
     assert pdf.startswith(b"%PDF")
+    # An opened ladder is longer than a page: it starts on the first one all the same.
+    kept = "getComputedStyle(document.querySelector('.ladder')).breakInside"
+    browser.emulate_media(media="print")
+    assert browser.evaluate(kept) == "auto"
+    browser.evaluate("for (const d of document.querySelectorAll('details')) d.open = false")
+    assert browser.evaluate(kept) == "avoid"
+    browser.emulate_media(media="screen")
     browser.set_viewport_size({"width": 1280, "height": 800})

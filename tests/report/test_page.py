@@ -1,7 +1,9 @@
 """The report: complete, self-contained, and safe with any name a user can give."""
 
+import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bioimg_jax.benchmarks.score import SCHEMA_VERSION, Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.report import figures, write_csv, write_report
+from bioimg_jax.report.scores_csv import COLUMNS
 
 CHANNELS = ["DNA", "RNA"]
 
@@ -33,6 +37,7 @@ def row(representation: str, value: float, **changes: Any) -> dict[str, Any]:
         "per_unit": {f"P{i}": value + 0.01 * i for i in range(5)},
         "interval": [value - 0.05, value + 0.05],
         "n_units": 5,
+        "unit": ["plate"],
         "exposure": "none",
         "search_budget": 40,
         "settings": {},
@@ -78,10 +83,22 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "interval": [-0.11, -0.01],
         "nearest": "pixels",
         "delta": 0.03,
+        "normalised": None,
+        "p_above": 0.9953,
+        "p_below": 0.0047,
+        "p_same": 0.91,
+        "holm_above": 1.0,
+        "holm_below": 0.0094,
+        "floors": {
+            "chance": {"difference": 0.287, "low": 0.21, "high": 0.36, "p_above": 0.00012,
+                       "sign_flip_p": 0.03125},
+            "pixels": {"difference": -0.06, "low": -0.11, "high": -0.01, "p_above": 0.9953,
+                       "sign_flip_p": 1.0},
+        },
         "qualified_by": ["assumes symmetric unit effects"],
-    }
+    }  # fmt: skip
     results = {
-        "schema_version": 4,
+        "schema_version": SCHEMA_VERSION,
         "bioimg_jax": "0.1.0",
         "run": {
             "kind": "training",
@@ -155,11 +172,25 @@ def write_pictures(folder: Path, name: str) -> None:
     )
 
 
+def table_after(page: str, mark: str) -> str:
+    start = page.index(mark)
+    return page[start : page.index("</table>", start)]
+
+
+def change_results(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """The page of results that `change` has altered in place."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    change(results)
+    path.write_text(json.dumps(results))
+    return write_report(folder).read_text()
+
+
 def test_the_ladder_comes_first_and_stands_in_the_order_of_the_values(tmp_path: Path) -> None:
     write_run(tmp_path)
     page = write_report(tmp_path).read_text()
     assert page.index('id="ladder"') < page.index('id="doubts"') < page.index('id="scores"')
-    values = page[page.index("<summary>Values") : page.index("</table>")]
+    values = table_after(page, "<summary>Values")
     order = re.findall(r'<td class="name">([^<]+)</td>\n<td class="name">([^<]+)</td>', values)
     assert order == [
         ("metadata: well (mae)", "audit"),
@@ -176,6 +207,69 @@ def test_the_ladder_comes_first_and_stands_in_the_order_of_the_values(tmp_path: 
     assert "pixels does better (mae)" in page
     assert "-0.060 [-0.110," in page
     assert "no interval (fewer than 4 units)" in page and "exact" in values
+
+
+def test_a_verdict_shows_its_evidence_against_each_floor(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert page.count("<summary>Against each floor") == 1
+    table = table_after(page, "<summary>Against each floor")
+    assert re.findall(r"<th(?: [^>]*)?>([^<]+)<", table) == [
+        "floor", "difference", "lower", "upper", "p above", "sign-flip p",
+    ]  # fmt: skip
+    assert re.findall(r"<td[^>]*>([^<]+)<", table) == [
+        "chance", "+0.287", "+0.210", "+0.360", "0.00012", "0.0312",
+        "pixels", "-0.060", "-0.110", "-0.010", "0.995", "1",
+    ]  # fmt: skip
+    assert 'data-value="0.03125"' in table  # it sorts by the number, not by what is shown of it
+    said = " ".join(page[: page.index("<summary>Values")].split())
+    assert "p: above 0.995 (after Holm 1), below 0.0047 (after Holm 0.0094), same 0.91." in said
+    assert "not one of the tests" not in said
+
+
+def test_evidence_that_is_not_there_takes_no_room(tmp_path: Path) -> None:
+    write_run(tmp_path)
+
+    def many_units(results: dict[str, Any]) -> None:  # no exact sign-flip p from 20 units on
+        verdict = results["verdicts"][0]
+        for floor in verdict["floors"].values():
+            floor["sign_flip_p"] = None
+        verdict["holm_above"] = verdict["holm_below"] = None
+
+    page = change_results(tmp_path, many_units)
+    assert "sign-flip p" not in page and "after Holm" not in page
+    assert "not one of the tests" in page
+
+    def refused(results: dict[str, Any]) -> None:
+        results["verdicts"][0] |= {"floors": {}, "gain": None}
+
+    assert "Against each floor" not in change_results(tmp_path, refused)
+
+
+def test_a_metric_without_a_better_direction_has_no_ladder(tmp_path: Path) -> None:
+    write_run(tmp_path)
+
+    def add(results: dict[str, Any]) -> None:
+        shown = {"benchmark": "mixing", "metric": "entropy", "higher_is_better": None}
+        results["benchmarks"].append("mixing")
+        results["scores"] += [row("mae_vit", 0.4, **shown), row("pixels", 0.9, **shown)]
+        first = results["verdicts"][0]
+        results["verdicts"].append({**first, "benchmark": "mixing", "word": "", "floors": {}})
+        results["plan"].append({**results["plan"][0], "benchmark": "mixing"})
+
+    page = change_results(tmp_path, add)
+    ladders = page[page.index('id="ladder"') : page.index('id="doubts"')]
+    assert ladders.count("<img") == 2 and "mixing" not in ladders
+    assert "compound (mixing), by its design" not in page
+    scores = " ".join(page[page.index('id="scores"') :].split())
+    assert "No direction is better, so without a ladder: entropy of compound (mixing)." in scores
+    assert scores.count("<td>mixing</td>") == 2
+
+    def first(results: dict[str, Any]) -> None:  # nothing to say of "better" by it either
+        results["benchmarks"].reverse()
+
+    assert page.count('id="beside"') == 1
+    assert 'id="beside"' not in change_results(tmp_path, first)
 
 
 def test_what_the_run_cannot_tell_is_said(tmp_path: Path) -> None:
@@ -228,19 +322,32 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         write_report(tmp_path)
     write_run(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 99}')
-    with pytest.raises(InputError, match="schema_version 99; expected 4"):
+    with pytest.raises(InputError, match=f"schema_version 99; expected {SCHEMA_VERSION}"):
         write_report(tmp_path)
 
 
 def test_the_table_of_scores_opens_in_a_spreadsheet(tmp_path: Path) -> None:
     results = write_run(tmp_path, name="=cmd|'/c calc'!A1, \"quoted\"\n")
+    for one in results["scores"]:
+        one["unit"] = ["plate", "well"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
     read = pd.read_csv(write_csv(tmp_path))
     assert len(read) == len(results["scores"])
-    for name in ("value", "n_units", "benchmark", "block"):
+    for name in ("value", "n_units", "benchmark", "block", "ceiling", "higher_is_better"):
         assert read[name].tolist() == [row[name] for row in results["scores"]]
     assert read["lower"].isna().sum() == 2
+    assert set(read["unit"]) == {"plate/well"}
     formula = read["representation"][9]
     assert formula.startswith("'=cmd") and formula.endswith('"quoted"\n')
+
+
+def test_the_schema_page_has_every_field_of_a_score_and_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results_schema.md").read_text()
+    assert f"`schema_version` is {SCHEMA_VERSION}." in page
+    rows = page[page.index("### A row of `scores`") : page.index("### A row of `verdicts`")]
+    assert {field.name for field in dataclasses.fields(Score)} <= set(re.findall(r"`(\w+)`", rows))
+    columns = page[page.index("## results.csv") : page.index("## Pictures")]
+    assert [name for name in re.findall(r"`(\w+)`", columns) if name != "null"] == [*COLUMNS]
 
 
 def test_axes_are_labelled_and_figures_reproducible() -> None:

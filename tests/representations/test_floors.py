@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bioimg_jax.benchmarks import ladder
 from bioimg_jax.errors import InputError
 from bioimg_jax.representations.floors import Floors
 
@@ -64,7 +65,11 @@ def test_a_file_adds_a_representation_and_its_text_is_part_of_what_it_is(tmp_pat
     ("name", "kind", "message"),
     [
         ("pixels", "pixels", "a name that is taken"),
-        ("twin", "pixels", "a name that is taken"),
+        *(
+            (name, "pixels", "a name that is taken")
+            for name in (ladder.CHANCE, ladder.FAMILY, *ladder.OWN)
+        ),
+        ("metadata", "pixels", "a name that is taken"),
         ("../up", "pixels", "is called '../up'"),
         ("fine", "magic", "kind 'magic', expected one of trained"),
     ],

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bioimg_jax.data.splits import Fold
 from bioimg_jax.statistics.intervals import ratio_interval, t_interval, train_overlap
 
 
@@ -39,10 +40,16 @@ def test_value_that_is_not_finite_is_refused():
 
 def test_overlap_of_leave_one_out_folds():
     blocks = np.arange(50).reshape(5, 10)
+
+    def fold(train, test):
+        return Fold("", train, blocks[0][:0], test, ("plate",))
+
     train = [np.concatenate(np.delete(blocks, [i, (i + 1) % 5], axis=0)) for i in range(5)]
-    assert train_overlap(train, list(blocks)) == pytest.approx(5 * 10 / 30)
-    assert train_overlap([blocks[0]], [blocks[1]]) == 0.0
-    assert train_overlap([blocks[0], blocks[1]], [blocks[2], blocks[3]]) == 0.0
+    folds = [fold(*parts) for parts in zip(train, blocks, strict=True)]
+    assert train_overlap(folds) == pytest.approx(5 * 10 / 30)
+    assert train_overlap(folds[:1]) == 0.0
+    apart = [fold(blocks[0], blocks[2]), fold(blocks[1], blocks[3])]
+    assert train_overlap(apart) == 0.0
 
 
 def test_fieller_is_the_set_of_ratios_that_a_t_test_does_not_refuse():
