@@ -20,6 +20,8 @@ from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
 from bioimg_jax.statistics.verdict import NOT_RUN
 
+ROWS_PRINTED = 200  # of all scores; more are pages that nobody reads
+
 
 def write_report(workdir: Path) -> Path:
     """Writes `report.html` from config.json and results.json.
@@ -44,6 +46,7 @@ def write_report(workdir: Path) -> Path:
         ladders=_ladders(results),
         unranked=_unranked(results),
         units_shown=figures.UNITS_SHOWN,
+        rows_printed=ROWS_PRINTED,
         beside=_beside(results),
         doubts=_doubts(results),
         blocks=_by_block(results),

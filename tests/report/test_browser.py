@@ -1,5 +1,6 @@
 """The page as a person meets it: in a browser, from a file, with names that try to be code."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,25 @@ def test_it_fits_a_phone_and_prints(page: tuple, tmp_path: Path) -> None:
     assert browser.evaluate(kept) == "avoid"
     browser.emulate_media(media="screen")
     browser.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_a_table_of_thousands_of_rows_scrolls_and_is_not_printed(
+    page: tuple, tmp_path: Path
+) -> None:
+    browser, results, _ = page
+    many = {**results, "scores": results["scores"] * 60}
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "results.json").write_text(json.dumps(many))
+    address = browser.url
+    browser.goto(write_report(folder).as_uri())
+    table = browser.locator("#all-scores")
+    assert browser.locator("#all-scores tbody tr").count() == len(many["scores"]) > 200
+    height = browser.evaluate("document.querySelector('.long').getBoundingClientRect().height")
+    assert height <= 0.85 * 800 + 1
+    browser.emulate_media(media="print")
+    assert not table.is_visible() and browser.locator(".printed").is_visible()
+    browser.emulate_media(media="screen")
+    browser.goto(address)
+    assert not browser.locator(".printed").is_visible()
