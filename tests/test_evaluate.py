@@ -150,7 +150,7 @@ def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
     given = readme.module_arguments(
         "bioimg_jax.evaluate", WORKDIR=str(tmp_path / "alone"), OUT=str(out)
     )
-    settings = arguments(prepared_cells, out, mesh__devices=8)[4:]
+    settings = arguments(prepared_cells, out, mesh__devices=8, evaluate__audits=True)[4:]
     assert evaluate.main([*given, f"--config.data.out={prepared_cells}", *settings]) == 0
     found, before = results(out), results(trained)
     assert found["run"]["kind"] == "evaluation" and "train_s" not in found["run"]
@@ -163,6 +163,8 @@ def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
         assert row["value"] == pytest.approx(other["value"], abs=0.02)
     encoder = found["encoders"][0]
     assert (encoder["name"], encoder["step"], encoder["images_seen"]) == ("mae_vit", 12, 192)
+    # The config of this evaluation has no augmentations; the checkpoint was trained with both.
+    assert found["symmetry"] and all(row["used_in_training"] for row in found["symmetry"])
     said = capsys.readouterr()
     assert "160 probe fits, about 1 min" in said.err and "verdict on mae_vit" in said.out
     assert (out / "report.html").exists() and (out / "results.csv").exists()

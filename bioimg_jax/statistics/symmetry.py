@@ -39,8 +39,8 @@ def symmetry(
     features: np.ndarray,
     transformed: Mapping[str, np.ndarray],
     *,
-    flips: bool,
-    rotations: bool,
+    flips: bool | None,
+    rotations: bool | None,
     delta: float = DELTA,
     max_train: int = MAX_TRAIN,
 ) -> list[dict[str, Any]]:
@@ -56,15 +56,16 @@ def symmetry(
       features: [n, d] of the images as they are.
       transformed: augmentation ("flip", "rot90") -> features [n, d] of the transformed images; one
         that is missing is not tried.
-      flips, rotations: whether training uses them.
+      flips, rotations: whether training used them; None where it is not known.
       delta: a smaller loss of the score does not matter.
 
     Returns:
-      [{"target", "augmentation", "declared", "used_in_training", "preserves": False where the 95 %
-      interval of the loss lies above `delta`, True where it lies below, else None, "score",
-      "score_transformed", "loss", "interval" (of the loss; None for fewer than 4 units), "chance",
-      "n_units", "reason": one sentence}]. "preserves" is None too where the probe is not better
-      than chance: then it says nothing. The scores are None where an augmentation is not tried.
+      [{"target", "augmentation", "declared", "used_in_training" (None: not known), "preserves":
+      False where the 95 % interval of the loss lies above `delta`, True where it lies below, else
+      None, "score", "score_transformed", "loss", "interval" (of the loss; None for fewer than 4
+      units), "chance", "n_units", "reason": one sentence}]. "preserves" is None too where the probe
+      is not better than chance: then it says nothing. The scores are None where an augmentation is
+      not tried.
 
     Raises:
       InputError: features of another shape, or that are not finite, or a target without folds.
@@ -159,8 +160,11 @@ class _Tried:
 
 def _said(row: Mapping[str, Any]) -> str:
     declared = "declared a symmetry" if row["declared"] else "not declared a symmetry"
-    if row["used_in_training"]:
-        and_used = "and used" if row["declared"] else "but used, which training refuses"
+    if row["used_in_training"] is None:
+        and_used = "and whether training used it is not known"
+    elif row["used_in_training"]:
+        refused = "but used, which training on these data refuses"
+        and_used = "and used" if row["declared"] else refused
     else:
         and_used = "and not used"
     return f"{row['augmentation']} is {declared} {and_used}; "

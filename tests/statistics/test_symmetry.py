@@ -87,6 +87,10 @@ def test_what_is_declared_and_used_is_said(data):
     assert [(r["declared"], r["used_in_training"]) for r in rows] == [(False, False), (False, True)]
     assert rows[0]["reason"].startswith("flip is not declared a symmetry and not used; ")
     assert rows[1]["reason"].startswith("rot90 is not declared a symmetry but used, which training")
+    unknown = run(data, declaration("hand"), flips=None)[0]
+    assert unknown["used_in_training"] is None
+    said = "flip is declared a symmetry and whether training used it is not known; the probe's"
+    assert unknown["reason"].startswith(said)
 
 
 def test_a_probe_that_sees_nothing_of_the_target_cannot_tell(data):
