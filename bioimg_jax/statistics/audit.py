@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import threadpoolctl
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from bioimg_jax.data.declaration import Target
@@ -161,6 +162,15 @@ class _Task:
         sizes = range(1, min(MAX_JOINED, len(self.levels)) + 1)
         return [columns for k in sizes for columns in itertools.combinations(self.levels, k)]
 
+    def one_hot(self) -> sparse.csr_array:
+        """All audited columns [m, levels of all of them]; sparse: a level may stand for one row."""
+        codes = np.stack(list(self.levels.values()), axis=1)
+        sizes = codes.max(axis=0) + 1
+        places = codes + np.cumsum(sizes) - sizes
+        starts = np.arange(len(places) + 1) * places.shape[1]
+        parts = (np.ones(places.size), places.ravel(), starts)
+        return sparse.csr_array(parts, shape=(len(places), int(sizes.sum())))
+
     def counts(self, examples: np.ndarray) -> np.ndarray:
         """How many of the examples each distinct row stands for [m]."""
         return np.bincount(self.row_of[examples], minlength=len(self.labels))
@@ -203,7 +213,7 @@ def _vote(task: _Task, columns: tuple[str, ...], folds: Sequence[Fold], metric: 
 
 def _probe(task: _Task, folds: Sequence[Fold], metric: str) -> _Scored:
     """Logistic regression on all columns, one-hot; strength chosen on the validation units."""
-    hot = np.concatenate([np.eye(level.max() + 1)[level] for level in task.levels.values()], axis=1)
+    hot = task.one_hot()
     guesses = []
     for fold in folds:
         train = task.counts(fold.train)

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -152,3 +153,21 @@ def test_order_of_rows_does_not_matter():
     metadata = randomised(3)
     shuffled = metadata.sample(frac=1.0, random_state=0).reset_index(drop=True)
     assert run(metadata, target()) == run(shuffled, target())
+
+
+def test_memory_grows_with_the_rows_and_not_with_their_levels_too():
+    rng = np.random.default_rng(0)
+    n = 6_000
+    metadata = pd.DataFrame(
+        {
+            "plate": [f"P{i % 4}" for i in range(n)],
+            "batch": [f"B{i // 2}" for i in range(n)],  # n / 2 levels: 144 MB if zeros were kept
+            "treatment": rng.choice(["drug 0", "drug 1"], n),
+        }
+    )
+    folds = make_folds(metadata, target(audit=("plate", "batch")))
+    tracemalloc.start()
+    result = audit(metadata, folds, target(audit=("plate", "batch")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6 and 0.4 < result["score"] < 0.6
