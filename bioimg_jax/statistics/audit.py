@@ -16,7 +16,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.levels import column_levels
+from bioimg_jax.data.levels import readings
 from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
@@ -33,6 +33,9 @@ def audit(
     metadata: pd.DataFrame, folds: Sequence[Fold], target: Target, *, delta: float = DELTA
 ) -> dict[str, Any]:
     """Scores of the columns of `target.audit`, each alone and all together, and what they mean.
+
+    Numbers of many values are cut at quantiles; whole ones are tried value by value beside that
+    (`data.levels.readings`), under a name of their own.
 
     The target is `confounded` when a column, or the joint value of up to three, *determines* it:
     in every fold each value stands for one class in training, every test value was seen there, and
@@ -75,7 +78,7 @@ def audit(
         by_value = {
             columns: _vote(task, columns, folds, target.metric) for columns in task.joined()
         }
-        for column in target.audit:
+        for column in task.levels:
             score = by_value[(column,)]
             result["per_column"][column] = {"score": score.value, "interval": score.interval}
         joint = _probe(task, folds, target.metric)
@@ -137,7 +140,7 @@ class _Task:
     labels: np.ndarray  # int [m]
     units: np.ndarray  # int [m]
     unit_names: list[str]
-    levels: dict[str, np.ndarray]  # column -> int [m]
+    levels: dict[str, np.ndarray]  # reading of a column -> int [m]
     row_of: np.ndarray  # int [n]: example -> row; −1 in no fold
 
     @classmethod
@@ -148,13 +151,12 @@ class _Task:
         part = metadata.iloc[used]
         labels = pd.factorize(part[target.column].astype(str), sort=True)[0]
         units, names = pd.factorize(unit_names(part, target.unit), sort=True)
-        codes = np.stack(
-            [labels, units, *(column_levels(part[c])[0] for c in target.audit)], axis=1
-        )
+        read = {name: codes for c in target.audit for name, codes in readings(part[c]).items()}
+        codes = np.stack([labels, units, *read.values()], axis=1)
         distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
         row_of = np.full(len(metadata), -1)
         row_of[used] = inverse
-        levels = {c: distinct[:, 2 + i] for i, c in enumerate(target.audit)}
+        levels = {name: distinct[:, 2 + i] for i, name in enumerate(read)}
         return cls(distinct[:, 0], distinct[:, 1], [str(n) for n in names], levels, row_of)
 
     def joined(self) -> list[tuple[str, ...]]:

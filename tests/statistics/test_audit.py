@@ -28,8 +28,8 @@ def rows(treatment_of, *, plates=5, wells=12, sites=2, cells=3):
         [
             {
                 "plate": f"P{p}",
-                "well": f"{'ABC'[w // 4]}{w % 4 + 1:02d}",
-                "row": "ABC"[w // 4],
+                "well": f"{'ABC'[w // 4 % 3]}{w % 4 + 1:02d}",
+                "row": "ABC"[w // 4 % 3],
                 "column": w % 4 + 1,
                 "site": s,
                 "acquired": 100.0 * p + w + 0.01 * s,
@@ -97,6 +97,21 @@ def test_randomised_layout_is_never_confounded(start):
         assert result["verdict"] == "", (seed, result["reason"])
         assert result["reason"].startswith("metadata alone does not settle compound")
         assert result["score"] < 0.9
+
+
+def test_a_whole_number_is_audited_as_an_order_and_as_a_name():
+    # Drugs one after the other: the order tells them, though no value of it comes twice.
+    n = 300
+    drugs = [f"drug {i // 150}" for i in range(n)]
+    ordered = pd.DataFrame({"order": range(n), "plate": np.arange(n) % 5, "treatment": drugs})
+    result = run(ordered, target(audit=("order",)))
+    assert result["columns"] == ["order"] and result["best"]["score"] == 1.0
+    # The number of a well says everything, and its neighbours nothing.
+    wells = rows(lambda p, w: (7 * w) % 3, wells=60, sites=1, cells=1)
+    wells["well"] = np.tile(np.arange(60), 5)
+    result = run(wells, target(audit=("well",)))
+    assert result["columns"] == ["well (each value)"]
+    assert result["reason"].startswith("well (each value) determines compound")
 
 
 def test_well_that_is_also_in_training_gives_the_target_away():
