@@ -73,7 +73,7 @@ def read_table(path: str | os.PathLike) -> FeatureTable:
                 default=uns["default_layer"],
                 provenance=json.loads(uns["provenance"]),
             )
-    except (OSError, KeyError) as error:
+    except Exception as error:  # the readers raise half a dozen types for a damaged file
         raise InputError(f"{path}: not a readable feature table ({error})") from error
 
 

@@ -169,6 +169,17 @@ def test_bad_files_are_named(tmp_path):
         pass
     with pytest.raises(InputError, match=r"other\.h5ad"):
         read_table(tmp_path / "other.h5ad")
+    write(tmp_path / "json.h5ad")
+    with h5py.File(tmp_path / "json.h5ad", "r+") as file:
+        del file["uns/layers"]
+        anndata.io.write_elem(file, "uns/layers", "{")
+    with pytest.raises(InputError, match=r"json\.h5ad: not a readable feature table"):
+        read_table(tmp_path / "json.h5ad")
+    write(tmp_path / "type.h5ad")
+    with h5py.File(tmp_path / "type.h5ad", "r+") as file:
+        file["obs"].attrs["encoding-type"] = "of another program"
+    with pytest.raises(InputError, match=r"type\.h5ad: not a readable feature table"):
+        read_table(tmp_path / "type.h5ad")
     write(tmp_path / "t.h5ad")
     with pytest.raises(InputError, match="no layer 'final/max'; it has block03/mean_std"):
         read_table(tmp_path / "t.h5ad").layer("final/max")
