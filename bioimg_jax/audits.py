@@ -46,7 +46,7 @@ def audits(
     )
     found: dict[str, Any] = {
         "association": identifiability(metadata, declaration.targets, declaration.nuisance),
-        "duplicates": duplicate_audit(batches, folds),
+        "duplicates": duplicate_audit(batches, folds, rows),
         "symmetry": [],
         "segmentation": None,
     }
@@ -59,6 +59,7 @@ def audits(
             folds,
             grids,
             turned_grids(grids, len(declaration.channels)),
+            rows,
             flips=used_in_training(evaluation.trained, "flips"),
             rotations=used_in_training(evaluation.trained, "rotations"),
             delta=evaluation.settings["delta"],

@@ -24,6 +24,7 @@ from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.data.transforms import flip, rot90
 from bioimg_jax.errors import InputError
 from bioimg_jax.probes.linear import fit_linear
+from bioimg_jax.statistics.comparisons import drawn_rows
 from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import metric_value, unit_metric
 from bioimg_jax.statistics.verdict import DELTA
@@ -38,6 +39,7 @@ def symmetry(
     folds_by_target: Mapping[str, Sequence[Fold]],
     features: np.ndarray,
     transformed: Mapping[str, np.ndarray],
+    ids: np.ndarray,
     *,
     flips: bool | None,
     rotations: bool | None,
@@ -56,6 +58,7 @@ def symmetry(
       features: [n, d] of the images as they are.
       transformed: augmentation ("flip", "rot90") -> features [n, d] of the transformed images; one
         that is missing is not tried.
+      ids: [n], of the rows, all different: they alone decide which are fitted on.
       flips, rotations: whether training used them; None where it is not known.
       delta: a smaller loss of the score does not matter.
 
@@ -82,7 +85,7 @@ def symmetry(
         if not folds_by_target.get(target.name):
             raise InputError(f"symmetry: no folds for target {target.name!r}")
         folds = folds_by_target[target.name]
-        tried = _tried(metadata, folds, target, features, transformed, max_train)
+        tried = _tried(metadata, folds, target, features, transformed, ids, max_train)
         for augmentation in SYMMETRIES:
             row: dict[str, Any] = {
                 "target": target.name,
@@ -176,6 +179,7 @@ def _tried(
     target: Target,
     features: np.ndarray,
     transformed: Mapping[str, np.ndarray],
+    ids: np.ndarray,
     max_train: int,
 ) -> _Tried:
     used = np.unique(np.concatenate([p for f in folds for p in (f.train, f.validation, f.test)]))
@@ -187,7 +191,7 @@ def _tried(
     units[used] = pd.factorize(unit_names(part, target.unit), sort=True)[0]
     guesses: dict[str, list[np.ndarray]] = {name: [] for name in ("", *transformed)}
     for fold in folds:
-        train = _some(fold.train, labels, max_train)
+        train = _some(fold.train, labels, ids, max_train)
         probe = fit_linear(features[train], labels[train], len(classes), strengths=STRENGTHS)
         validation = [
             metric_value(labels[fold.validation], guess, units[fold.validation], target.metric)
@@ -217,8 +221,8 @@ def _tried(
     )
 
 
-def _some(rows: np.ndarray, labels: np.ndarray, n: int) -> np.ndarray:
-    """About n of the rows, drawn at random, and at least one of every class."""
-    drawn = np.random.default_rng(0).permutation(rows)
+def _some(rows: np.ndarray, labels: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
+    """About n of the rows, drawn by their ids, and at least one of every class."""
+    drawn = rows[drawn_rows(ids[rows], len(rows))]
     first = np.unique(labels[drawn], return_index=True)[1]
     return np.union1d(drawn[:n], drawn[first])
