@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bioimg_jax.benchmarks.ladder import STEP0
-from bioimg_jax.candidates import Candidate, Evaluation
+from bioimg_jax.candidates import Candidate, Evaluation, Trained
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.pipeline import evaluation_batches
 from bioimg_jax.data.splits import Fold
@@ -46,22 +46,22 @@ def audits(
     )
     found: dict[str, Any] = {
         "association": identifiability(metadata, declaration.targets, declaration.nuisance),
-        "duplicates": duplicate_audit(batches, folds),
+        "duplicates": duplicate_audit(batches, folds, rows),
         "symmetry": [],
         "segmentation": None,
     }
     names = {one.name: one for one in scored}
     if "pixels" in names and GRID_LAYER in names["pixels"].layers:
         grids = table_of("pixels").layer(GRID_LAYER)
-        data = evaluation.config["data"]
         found["symmetry"] = symmetry(
             declaration,
             metadata,
             folds,
             grids,
             turned_grids(grids, len(declaration.channels)),
-            flips=bool(data.get("flips", False)),
-            rotations=bool(data.get("rotations", False)),
+            rows,
+            flips=used_in_training(evaluation.trained, "flips"),
+            rotations=used_in_training(evaluation.trained, "rotations"),
             delta=evaluation.settings["delta"],
         )
     if "nuclei" in names:
@@ -70,6 +70,18 @@ def audits(
     return found | _compared(
         evaluation, rows, metadata[declaration.targets[0].column], names, table_of
     )
+
+
+def used_in_training(trained: Sequence[Trained], augmentation: str) -> bool | None:
+    """Whether any of the checkpoints was trained with "flips" or "rotations".
+
+    By their own records: the config of an evaluation need not be that of a training. None where
+    nothing is known: no checkpoint, or none that used it and one, an older one, that does not say.
+    """
+    said = [one.saved.meta.get("recipe", {}).get(augmentation) for one in trained]
+    if any(said):
+        return True
+    return None if not said or None in said else False
 
 
 def _compared(

@@ -116,6 +116,8 @@ class Trained:
         return {primary: [i for i, other in enumerate(folds) if other.name == fold.name]}
 
     def _fold(self, dataset: Dataset) -> Fold | None:
+        if not dataset.declaration.targets:  # images to embed, with nothing to predict
+            return None
         folds = dataset.folds(dataset.declaration.targets[0].name)
         return next((fold for fold in folds if fold.name == self.held_out), None)
 

@@ -44,6 +44,7 @@ from bioimg_jax.results import (
 )
 from bioimg_jax.scoring import (
     averaged_over_seeds,
+    check_units,
     scores_of,
     selected_rows,
     table_of,
@@ -64,7 +65,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     """Scores every representation on every benchmark and target.
 
     Feature tables and scores that are finished are used again. Writes examples.npz; returns the
-    results.
+    results. Raises `InputError` for scores that no verdict can be made of.
     """
     settings, targets = evaluation.settings, dataset.declaration.targets
     benchmarks = chosen_benchmarks(settings)
@@ -92,10 +93,12 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
                     part = folds[target.name]
                     if allowed is not None:
                         part = [part[j] for j in allowed]
-                    scores += scores_of(
+                    found = scores_of(
                         evaluation, dataset, rows, table.only(layers_for(benchmark, table.widths)),
                         candidate, benchmark, target, part, workdir,
                     )  # fmt: skip
+                    check_units(found, scores)
+                    scores += found
                     if stop.received:
                         raise Preempted("stopped while evaluating; what is finished is kept")
             elapsed = time.monotonic() - start

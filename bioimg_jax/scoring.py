@@ -5,6 +5,7 @@ What is finished is used again: tables and scores carry a key of everything that
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from bioimg_jax.candidates import Candidate, Evaluation
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
+from bioimg_jax.errors import InputError
 from bioimg_jax.features.extract import feature_table
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.sources import sources_digest
@@ -61,7 +63,10 @@ def scores_of(
     folds: Sequence[Fold],
     workdir: Path,
 ) -> list[Score]:
-    """The scores of one table on one benchmark and target, from disk if they are finished."""
+    """The scores of one table on one benchmark and target, from disk if they are finished.
+
+    Raises `InputError` for scores that JSON does not take.
+    """
     settings = evaluation.settings
     made_of = {
         "code": sources_digest("benchmarks", "data", "probes", "statistics"),
@@ -107,8 +112,37 @@ def scores_of(
         permute_labels_seed=evaluation.config["seed"] if settings["permute_labels"] else None,
     )
     path.parent.mkdir(exist_ok=True)
-    command_line.write_json(path, {"key": key, "scores": [score.to_row() for score in scores]})
+    try:
+        command_line.write_json(path, {"key": key, "scores": [score.to_row() for score in scores]})
+    except (TypeError, ValueError) as error:  # of one's own: nan, or a type that JSON has not
+        raise InputError(
+            f"evaluate.benchmarks: {benchmark.name} on {target.name} returned for {candidate.name} "
+            f"a score that cannot be kept ({error}); what is finished is kept"
+        ) from error
     return scores
+
+
+def check_units(scores: Sequence[Score], before: Sequence[Score]) -> None:
+    """`InputError` for scores of other units than the others of their benchmark and target.
+
+    Verdicts are paired by unit, and a benchmark of one's own may leave one out: told after the
+    second representation, and not after the last. Scores of some folds alone are in no verdict.
+    """
+    for score in scores:
+        if "held_out" in score.settings:
+            continue
+        first = next(
+            other
+            for other in itertools.chain(before, scores)
+            if (other.benchmark, other.target) == (score.benchmark, score.target)
+            and "held_out" not in other.settings
+        )
+        if odd := sorted(score.per_unit.keys() ^ first.per_unit.keys()):
+            raise InputError(
+                f"evaluate.benchmarks: {score.benchmark} on {score.target}: {score.representation} "
+                f"and {first.representation} differ in unit {odd[0]!r}, expected the same units "
+                "for every representation; what is finished is kept"
+            )
 
 
 def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -> list[Score]:

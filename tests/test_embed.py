@@ -1,5 +1,6 @@
 """Feature tables of any representation from the command line."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_floors_and_untrained_twins_are_embedded_the_same_way(
         assert embed.main(arguments(prepared_cells, out, representation=name, **flags)) == 0
         expected = "mae_vit_on_layout" if name == "layout_trained" else name
         assert read_table(out).provenance["representation"] == expected
+
+
+def test_images_without_a_target_are_embedded(
+    prepared_cells: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(next(prepared_cells.glob("synthetic_cells-*")))
+    dataset.declaration = dataclasses.replace(dataset.declaration, targets=(), pretraining="all")
+    monkeypatch.setattr(embed, "prepared", lambda config: dataset)
+    out = tmp_path / "features.h5ad"
+    assert embed.main(arguments(prepared_cells, out, checkpoint=trained)) == 0
+    assert read_table(out).provenance["representation"] == "mae_vit"
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
     given = readme.module_arguments(
         "bioimg_jax.evaluate", WORKDIR=str(tmp_path / "alone"), OUT=str(out)
     )
-    settings = arguments(prepared_cells, out, mesh__devices=8)[4:]
+    settings = arguments(prepared_cells, out, mesh__devices=8, evaluate__audits=True)[4:]
     assert evaluate.main([*given, f"--config.data.out={prepared_cells}", *settings]) == 0
     found, before = results(out), results(trained)
     assert found["run"]["kind"] == "evaluation" and "train_s" not in found["run"]
@@ -164,6 +164,8 @@ def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
         assert row["value"] == pytest.approx(other["value"], abs=0.02)
     encoder = found["encoders"][0]
     assert (encoder["name"], encoder["step"], encoder["images_seen"]) == ("mae_vit", 12, 192)
+    # The config of this evaluation has no augmentations; the checkpoint was trained with both.
+    assert found["symmetry"] and all(row["used_in_training"] for row in found["symmetry"])
     said = capsys.readouterr()
     assert "160 probe fits, about 1 min" in said.err and "verdict on mae_vit" in said.out
     assert (out / "report.html").exists() and (out / "results.csv").exists()
@@ -267,6 +269,45 @@ def test_a_new_representation_and_benchmark_are_two_files_and_a_config(
     assert {(v["benchmark"], v["target"]) for v in found["verdicts"]} == {
         (b, t["name"]) for b in ("nearest", "linear") for t in found["targets"]
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # A unit that one representation has no score in, and a score that is no number.
+        ("del per_unit[min(per_unit)]", "nearest on treatment: pixels and mae_vit differ in unit"),
+        ("per_unit[min(per_unit)] = np.nan", "nearest on treatment returned for pixels a score"),
+    ],
+)
+def test_scores_that_no_verdict_can_be_made_of_are_one_line_and_nothing_is_lost(
+    prepared_cells: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    message: str,
+) -> None:
+    own, out = tmp_path / "nearest.py", tmp_path / "out"
+    line = "            found.append(Score("
+    broken = f"            if representation == 'pixels':\n                {change}\n{line}"
+    own.write_text(BENCHMARK.replace(line, broken))
+    given = arguments(
+        prepared_cells,
+        out,
+        trained,
+        evaluate__benchmarks=str(own),
+        evaluate__floors="chance,pixels,twin",
+        evaluate__untrained_seeds=0,
+    )
+    assert evaluate.main(given) == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0] and "what is finished is kept" in lines[0]
+    assert (out / "scores" / "mae_vit-nearest-treatment.json").exists()
+    calls = Calls(monkeypatch)
+    own.write_text(BENCHMARK)
+    assert evaluate.main(given) == 0
+    assert calls.n == 0  # the tables of both encoders were there
 
 
 def test_the_plan_needs_no_compute_and_no_work_directory(

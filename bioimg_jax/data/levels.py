@@ -4,11 +4,17 @@ import numpy as np
 import pandas as pd
 
 QUANTILE_BINS = 20  # levels of a numeric column with many values
+MANY_LEVELS = 48  # what has no more values than the largest plate has columns is a name
 
 
 def is_numeric(column: pd.Series) -> bool:
-    """Floats of many values, which are cut at quantiles; whole numbers are names here."""
-    return pd.api.types.is_float_dtype(column) and column.nunique() > 2 * QUANTILE_BINS
+    """Numbers of many values, which are cut at quantiles; those of a few (plates, sites) are names.
+
+    Whole or not: an order of acquisition is no name, for no value of it comes again in another
+    unit.
+    """
+    numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return numbers and column.nunique() > MANY_LEVELS
 
 
 def column_levels(column: pd.Series) -> tuple[np.ndarray, list[str]]:
@@ -25,3 +31,16 @@ def column_levels(column: pd.Series) -> tuple[np.ndarray, list[str]]:
         for value in values
     ]
     return codes, names
+
+
+def readings(column: pd.Series) -> dict[str, np.ndarray]:
+    """Codes int [n] of everything that a column may be, under what it is called then.
+
+    The levels of `column_levels`, and of whole numbers that are cut at quantiles each value by
+    itself too: the number of a well is a name, whose neighbours mean nothing.
+    """
+    found = {str(column.name): column_levels(column)[0]}
+    if is_numeric(column) and (column.dropna() % 1 == 0).all():
+        values = pd.factorize(column, sort=True, use_na_sentinel=False)[0]
+        found[f"{column.name} (each value)"] = values
+    return found

@@ -42,7 +42,7 @@ def feature_table(
       provenance: goes into the table beside that.
     """
     made_of = json.loads(json.dumps({
-        "code": sources_digest("data", "models", "representations"),
+        "code": sources_digest("data", "features", "models", "representations"),
         "jax": jax.__version__,
         "data": dataset.content_hash,
         "rows": hashlib.sha256(np.asarray(rows, np.int64).tobytes()).hexdigest(),

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from bioimg_jax.errors import InputError
 
 CHUNK_BYTES = 1 << 18
-PARQUET_BYTES = 1 << 26  # of a block of rows
+BLOCK_BYTES = 1 << 26  # of rows that are copied at a time
+ROUNDING_BYTES = 1 << 19  # of rows in float64: what a processor's cache holds
 # A feature that float16 would blur by more than this share of its spread is kept in float32.
 BLUR = 0.01
-DECIDING_ROWS = 512  # that this is judged by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_table(path: str | os.PathLike) -> FeatureTable:
                 default=uns["default_layer"],
                 provenance=json.loads(uns["provenance"]),
             )
-    except (OSError, KeyError) as error:
+    except Exception as error:  # the readers raise half a dozen types for a damaged file
         raise InputError(f"{path}: not a readable feature table ({error})") from error
 
 
@@ -94,13 +94,15 @@ def write_table(
       layers: layer name -> width.
       default: the layer that becomes `X`.
       batches: (positions int [b] in obs, {layer: [b, width]}); together they cover every row once.
-        One batch is in memory at a time, and at first `DECIDING_ROWS`.
+        One batch is in memory at a time.
       provenance: JSON-able.
       dtype: "float32", or "float16" where that is enough: a layer that spreads so little around its
-        mean that float16 would round the differences away (`_blurred`) is kept in float32.
+        mean that float16 would round the differences away (`_Rounding`), or that it cannot hold, is
+        kept in float32. All rows decide, whatever order they come in; until the last one is there
+        the features are on disk in float32, which takes three times the room.
 
     Raises:
-      InputError: a feature that is not finite in `dtype`, or a disk that does not take the file.
+      InputError: a feature that is not finite in float32, or a disk that does not take the file.
       ValueError: rows missing or given twice, a layer missing or of another width.
     """
     path = Path(path)
@@ -146,7 +148,7 @@ def write_parquet(table: FeatureTable, path: str | os.PathLike, layer: str) -> P
     metadata = table.obs.add_prefix("Metadata_").reset_index(drop=True)
     for column in metadata.select_dtypes("category"):
         metadata[column] = metadata[column].astype(object)
-    block = max(1, PARQUET_BYTES // (4 * width))
+    block = max(1, BLOCK_BYTES // (4 * width))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         schema = pa.Schema.from_pandas(metadata, preserve_index=False)
@@ -188,80 +190,110 @@ def _write_layers(
     batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
     dtype: np.dtype,
 ) -> None:
-    datasets: dict[str, h5py.Dataset] = {}
+    """The layers in their precision: in float32 beside the file, until the last row has come."""
+    if dtype == np.float32:
+        _write_rows(file, path, n, layers, default, batches, {})
+        return
+    rounding = {name: _Rounding(width) for name, width in layers.items()}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.float32.unfinished")
+    try:
+        with h5py.File(beside, "w") as whole:
+            _write_rows(whole, path, n, layers, default, batches, rounding)
+            for name, width in layers.items():
+                key = _key(name, default)
+                source = whole[key]
+                stored = source.dtype if rounding[name].blurs() else dtype
+                target = _create(file, key, n, width, stored)
+                block = max(1, BLOCK_BYTES // (4 * width))
+                for first in range(0, n, block):
+                    rows = slice(first, first + block)
+                    target[rows] = source[rows].astype(stored)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
-    def create(name: str, dtype: np.dtype) -> h5py.Dataset:
-        width = layers[name]
-        rows = max(1, min(n, CHUNK_BYTES // (width * dtype.itemsize)))
-        dataset = file.create_dataset(
-            _key(name, default), (n, width), dtype, chunks=(rows, width) if n else None
-        )
-        dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        return dataset
 
+def _write_rows(
+    file: h5py.File,
+    path: Path,
+    n: int,
+    layers: Mapping[str, int],
+    default: str,
+    batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
+    rounding: Mapping[str, "_Rounding"],
+) -> None:
+    """All rows in float32, counted in the `rounding` of those layers that have one."""
+    datasets = {
+        name: _create(file, _key(name, default), n, width, np.dtype("f4"))
+        for name, width in layers.items()
+    }
     written = np.zeros(n, bool)
-    for positions, features in _with_first(batches, DECIDING_ROWS):
+    for positions, features in batches:
         positions = np.asarray(positions)
         if written[positions].any() or len(np.unique(positions)) < len(positions):
             raise ValueError(f"{path}: a row came twice, in the batch from row {positions[0]}")
         written[positions] = True
-        for name in layers:
+        for name, dataset in datasets.items():
             values = np.asarray(features[name])
             if values.shape != (len(positions), layers[name]):
                 expected = (len(positions), layers[name])
                 raise ValueError(f"layer {name!r} has shape {values.shape}, expected {expected}")
-            if name not in datasets:  # the first rows decide, whatever the size of a batch is
-                blurred = _blurred(values[:DECIDING_ROWS], dtype)
-                datasets[name] = create(name, np.dtype("f4") if blurred else dtype)
-            dataset = datasets[name]
             with np.errstate(over="ignore"):
-                stored = values.astype(dataset.dtype)
+                stored = values.astype(np.float32)
             finite = np.isfinite(stored).all(axis=1)
             if not finite.all():
                 row = positions[~finite][0]
-                raise InputError(
-                    f"{path}: layer {name!r} of row {row} is not finite in {dataset.dtype}"
-                )
+                raise InputError(f"{path}: layer {name!r} of row {row} is not finite in float32")
+            if name in rounding:
+                rounding[name].add(stored)
             order = np.argsort(positions)
             for run in np.split(order, np.flatnonzero(np.diff(positions[order]) != 1) + 1):
                 dataset[positions[run[0]] : positions[run[-1]] + 1] = stored[run]
     if not written.all():
         raise ValueError(f"{path}: row {np.argmin(written)} has no features")
-    for name in layers:
-        if name not in datasets:  # a table without rows
-            create(name, dtype)
 
 
-def _with_first(
-    batches: Iterable[tuple[np.ndarray, Mapping[str, Any]]], rows: int
-) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-    """The same batches, the first ones joined to one of so many rows or more."""
-    waiting: list[tuple[np.ndarray, Mapping[str, Any]]] = []
-    for batch in (rest := iter(batches)):
-        waiting.append(batch)
-        if sum(len(positions) for positions, _ in waiting) >= rows:
-            break
-    if len(waiting) == 1:
-        yield waiting[0]
-    elif waiting:
-        positions = np.concatenate([positions for positions, _ in waiting])
-        features = [features for _, features in waiting]
-        yield positions, {k: np.concatenate([f[k] for f in features]) for k in features[0]}
-    yield from rest
+def _create(file: h5py.File, key: str, n: int, width: int, dtype: np.dtype) -> h5py.Dataset:
+    rows = max(1, min(n, CHUNK_BYTES // (width * dtype.itemsize)))
+    dataset = file.create_dataset(key, (n, width), dtype, chunks=(rows, width) if n else None)
+    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return dataset
 
 
-def _blurred(values: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether rounding [b, d] to `dtype` adds noise above `BLUR` of some feature's spread.
+class _Rounding:
+    """What float16 would make of a layer: noise and spread of each feature, over all rows.
 
     float16 has 11 bits. The cls token of an untrained ViT with LayerScale 1e-4 is a constant plus
     updates of a few ten thousandths of it: as float16 it loses what a probe reads in float32.
+    All rows are counted, so that neither their order nor the size of a batch decides.
     """
-    values = values.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        noise = values.astype(dtype) - values
-        # From the first row: then a constant feature has no spread at all, and no noise.
-        spread = (values - values[:1]).std(axis=0)
-        return not bool(np.all((noise - noise[:1]).std(axis=0) <= BLUR * spread))
+
+    def __init__(self, width: int) -> None:
+        self._n = 0
+        self._origin = np.zeros((2, width))  # value and noise of some row
+        self._sums = np.zeros((2, 2, width))  # of values and noise, from there; of their squares
+
+    def add(self, values: np.ndarray) -> None:
+        """Counts rows float32 [b, d], block by block: it takes several times their memory."""
+        block = max(1, ROUNDING_BYTES // (8 * values.shape[1]))
+        for first in range(0, len(values), block):
+            rows = values[first : first + block]
+            with np.errstate(over="ignore", invalid="ignore"):
+                both = np.stack([rows, rows.astype(np.float16)]).astype(np.float64)
+                both[1] -= both[0]
+                if not self._n:  # from one of the rows, a constant feature has no spread at all
+                    self._origin = both[:, 0].copy()
+                both -= self._origin[:, None]
+                self._sums[:, 0] += both.sum(axis=1)
+                self._sums[:, 1] += np.square(both).sum(axis=1)
+            self._n += len(rows)
+
+    def blurs(self) -> bool:
+        """Whether the noise is above `BLUR` of some feature's spread, or float16 overflows."""
+        with np.errstate(invalid="ignore"):
+            mean, square = self._sums[:, 0] / max(self._n, 1), self._sums[:, 1] / max(self._n, 1)
+            spread, noise = np.sqrt(np.maximum(square - mean**2, 0.0))
+            return not bool(np.all(noise <= BLUR * spread))
 
 
 def _key(layer: str, default: str) -> str:

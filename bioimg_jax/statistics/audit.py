@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import threadpoolctl
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.levels import column_levels
+from bioimg_jax.data.levels import readings
 from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
@@ -32,6 +33,9 @@ def audit(
     metadata: pd.DataFrame, folds: Sequence[Fold], target: Target, *, delta: float = DELTA
 ) -> dict[str, Any]:
     """Scores of the columns of `target.audit`, each alone and all together, and what they mean.
+
+    Numbers of many values are cut at quantiles; whole ones are tried value by value beside that
+    (`data.levels.readings`), under a name of their own.
 
     The target is `confounded` when a column, or the joint value of up to three, *determines* it:
     in every fold each value stands for one class in training, every test value was seen there, and
@@ -74,7 +78,7 @@ def audit(
         by_value = {
             columns: _vote(task, columns, folds, target.metric) for columns in task.joined()
         }
-        for column in target.audit:
+        for column in task.levels:
             score = by_value[(column,)]
             result["per_column"][column] = {"score": score.value, "interval": score.interval}
         joint = _probe(task, folds, target.metric)
@@ -136,7 +140,7 @@ class _Task:
     labels: np.ndarray  # int [m]
     units: np.ndarray  # int [m]
     unit_names: list[str]
-    levels: dict[str, np.ndarray]  # column -> int [m]
+    levels: dict[str, np.ndarray]  # reading of a column -> int [m]
     row_of: np.ndarray  # int [n]: example -> row; −1 in no fold
 
     @classmethod
@@ -147,19 +151,27 @@ class _Task:
         part = metadata.iloc[used]
         labels = pd.factorize(part[target.column].astype(str), sort=True)[0]
         units, names = pd.factorize(unit_names(part, target.unit), sort=True)
-        codes = np.stack(
-            [labels, units, *(column_levels(part[c])[0] for c in target.audit)], axis=1
-        )
+        read = {name: codes for c in target.audit for name, codes in readings(part[c]).items()}
+        codes = np.stack([labels, units, *read.values()], axis=1)
         distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
         row_of = np.full(len(metadata), -1)
         row_of[used] = inverse
-        levels = {c: distinct[:, 2 + i] for i, c in enumerate(target.audit)}
+        levels = {name: distinct[:, 2 + i] for i, name in enumerate(read)}
         return cls(distinct[:, 0], distinct[:, 1], [str(n) for n in names], levels, row_of)
 
     def joined(self) -> list[tuple[str, ...]]:
         """The audited columns, one by one, then joined by two and by three."""
         sizes = range(1, min(MAX_JOINED, len(self.levels)) + 1)
         return [columns for k in sizes for columns in itertools.combinations(self.levels, k)]
+
+    def one_hot(self) -> sparse.csr_array:
+        """All audited columns [m, levels of all of them]; sparse: a level may stand for one row."""
+        codes = np.stack(list(self.levels.values()), axis=1)
+        sizes = codes.max(axis=0) + 1
+        places = codes + np.cumsum(sizes) - sizes
+        starts = np.arange(len(places) + 1) * places.shape[1]
+        parts = (np.ones(places.size), places.ravel(), starts)
+        return sparse.csr_array(parts, shape=(len(places), int(sizes.sum())))
 
     def counts(self, examples: np.ndarray) -> np.ndarray:
         """How many of the examples each distinct row stands for [m]."""
@@ -203,7 +215,7 @@ def _vote(task: _Task, columns: tuple[str, ...], folds: Sequence[Fold], metric: 
 
 def _probe(task: _Task, folds: Sequence[Fold], metric: str) -> _Scored:
     """Logistic regression on all columns, one-hot; strength chosen on the validation units."""
-    hot = np.concatenate([np.eye(level.max() + 1)[level] for level in task.levels.values()], axis=1)
+    hot = task.one_hot()
     guesses = []
     for fold in folds:
         train = task.counts(fold.train)

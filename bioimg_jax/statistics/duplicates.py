@@ -12,6 +12,7 @@ import numpy as np
 
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
+from bioimg_jax.statistics.comparisons import drawn_rows
 from bioimg_jax.statistics.geometry import two_nn
 from bioimg_jax.statistics.neighbours import nearest
 
@@ -28,6 +29,7 @@ MAX_PAIRS = 1_000_000_000  # of a test and a training row, over all targets and 
 def duplicate_audit(
     batches: Iterable[Mapping[str, Any]],
     folds_by_target: Mapping[str, Sequence[Fold]],
+    ids: np.ndarray,
     *,
     max_pairs: int = MAX_PAIRS,
 ) -> dict[str, dict[str, Any]]:
@@ -35,13 +37,14 @@ def duplicate_audit(
 
     Only the fingerprints stay in memory, 544 bytes an image and channel. Time grows with test times
     training rows: where a target has more pairs than its share of `max_pairs`, so many test rows of
-    each fold, drawn at random, are searched, and the result says so. Copies whose fingerprints are
-    the same to the last bit are counted among all test rows always.
+    each fold, drawn at random by their ids, are searched, and the result says so. Copies whose
+    fingerprints are the same to the last bit are counted among all test rows always.
 
     Args:
       batches: as `evaluation_batches` yields them: "image" [b, h, w, c] and, where there is
         padding, "mask" bool [b]. The real images, counted as they come, are the rows of the folds.
       folds_by_target: target name -> folds.
+      ids: [n], of the images, all different: they alone decide which are searched.
 
     Returns:
       {target: what `duplicates` returns for the test rows that were searched, and "n_test" (all),
@@ -63,26 +66,28 @@ def duplicate_audit(
     content = np.unique(as_bytes, return_inverse=True)[1]  # int [n], the same for identical ones
     share = max_pairs / max(len(folds_by_target), 1)
     return {
-        target: _searched(marks, content, folds, share) for target, folds in folds_by_target.items()
+        target: _searched(marks, content, ids, folds, share)
+        for target, folds in folds_by_target.items()
     }
 
 
 def _searched(
-    marks: np.ndarray, content: np.ndarray, folds: Sequence[Fold], max_pairs: float
+    marks: np.ndarray,
+    content: np.ndarray,
+    ids: np.ndarray,
+    folds: Sequence[Fold],
+    max_pairs: float,
 ) -> dict[str, Any]:
     """The audit of one target on as many test rows as `max_pairs` allows."""
     pairs = sum(len(fold.train) * len(fold.test) for fold in folds)
     part = min(1.0, max_pairs / max(pairs, 1))
-    rng = np.random.default_rng(0)
-    chosen = [
-        fold
-        if part == 1.0
-        else dataclasses.replace(
-            fold,
-            test=np.sort(rng.choice(fold.test, math.ceil(part * len(fold.test)), replace=False)),
-        )
-        for fold in folds
-    ]
+
+    def some(test: np.ndarray) -> np.ndarray:
+        return np.sort(test[drawn_rows(ids[test], math.ceil(part * len(test)))])
+
+    chosen = folds
+    if part < 1.0:
+        chosen = [dataclasses.replace(fold, test=some(fold.test)) for fold in folds]
     result = duplicates(marks, chosen)
     searched = result["n_test"]
     result["n_test"] = sum(len(fold.test) for fold in folds)

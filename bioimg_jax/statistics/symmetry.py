@@ -24,6 +24,7 @@ from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.data.transforms import flip, rot90
 from bioimg_jax.errors import InputError
 from bioimg_jax.probes.linear import fit_linear
+from bioimg_jax.statistics.comparisons import drawn_rows
 from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
 from bioimg_jax.statistics.unit_metric import metric_value, unit_metric
 from bioimg_jax.statistics.verdict import DELTA
@@ -38,9 +39,10 @@ def symmetry(
     folds_by_target: Mapping[str, Sequence[Fold]],
     features: np.ndarray,
     transformed: Mapping[str, np.ndarray],
+    ids: np.ndarray,
     *,
-    flips: bool,
-    rotations: bool,
+    flips: bool | None,
+    rotations: bool | None,
     delta: float = DELTA,
     max_train: int = MAX_TRAIN,
 ) -> list[dict[str, Any]]:
@@ -56,15 +58,17 @@ def symmetry(
       features: [n, d] of the images as they are.
       transformed: augmentation ("flip", "rot90") -> features [n, d] of the transformed images; one
         that is missing is not tried.
-      flips, rotations: whether training uses them.
+      ids: [n], of the rows, all different: they alone decide which are fitted on.
+      flips, rotations: whether training used them; None where it is not known.
       delta: a smaller loss of the score does not matter.
 
     Returns:
-      [{"target", "augmentation", "declared", "used_in_training", "preserves": False where the 95 %
-      interval of the loss lies above `delta`, True where it lies below, else None, "score",
-      "score_transformed", "loss", "interval" (of the loss; None for fewer than 4 units), "chance",
-      "n_units", "reason": one sentence}]. "preserves" is None too where the probe is not better
-      than chance: then it says nothing. The scores are None where an augmentation is not tried.
+      [{"target", "augmentation", "declared", "used_in_training" (None: not known), "preserves":
+      False where the 95 % interval of the loss lies above `delta`, True where it lies below, else
+      None, "score", "score_transformed", "loss", "interval" (of the loss; None for fewer than 4
+      units), "chance", "n_units", "reason": one sentence}]. "preserves" is None too where the probe
+      is not better than chance: then it says nothing. The scores are None where an augmentation is
+      not tried.
 
     Raises:
       InputError: features of another shape, or that are not finite, or a target without folds.
@@ -81,7 +85,7 @@ def symmetry(
         if not folds_by_target.get(target.name):
             raise InputError(f"symmetry: no folds for target {target.name!r}")
         folds = folds_by_target[target.name]
-        tried = _tried(metadata, folds, target, features, transformed, max_train)
+        tried = _tried(metadata, folds, target, features, transformed, ids, max_train)
         for augmentation in SYMMETRIES:
             row: dict[str, Any] = {
                 "target": target.name,
@@ -159,8 +163,11 @@ class _Tried:
 
 def _said(row: Mapping[str, Any]) -> str:
     declared = "declared a symmetry" if row["declared"] else "not declared a symmetry"
-    if row["used_in_training"]:
-        and_used = "and used" if row["declared"] else "but used, which training refuses"
+    if row["used_in_training"] is None:
+        and_used = "and whether training used it is not known"
+    elif row["used_in_training"]:
+        refused = "but used, which training on these data refuses"
+        and_used = "and used" if row["declared"] else refused
     else:
         and_used = "and not used"
     return f"{row['augmentation']} is {declared} {and_used}; "
@@ -172,6 +179,7 @@ def _tried(
     target: Target,
     features: np.ndarray,
     transformed: Mapping[str, np.ndarray],
+    ids: np.ndarray,
     max_train: int,
 ) -> _Tried:
     used = np.unique(np.concatenate([p for f in folds for p in (f.train, f.validation, f.test)]))
@@ -183,7 +191,7 @@ def _tried(
     units[used] = pd.factorize(unit_names(part, target.unit), sort=True)[0]
     guesses: dict[str, list[np.ndarray]] = {name: [] for name in ("", *transformed)}
     for fold in folds:
-        train = _some(fold.train, labels, max_train)
+        train = _some(fold.train, labels, ids, max_train)
         probe = fit_linear(features[train], labels[train], len(classes), strengths=STRENGTHS)
         validation = [
             metric_value(labels[fold.validation], guess, units[fold.validation], target.metric)
@@ -213,8 +221,8 @@ def _tried(
     )
 
 
-def _some(rows: np.ndarray, labels: np.ndarray, n: int) -> np.ndarray:
-    """About n of the rows, drawn at random, and at least one of every class."""
-    drawn = np.random.default_rng(0).permutation(rows)
+def _some(rows: np.ndarray, labels: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
+    """About n of the rows, drawn by their ids, and at least one of every class."""
+    drawn = rows[drawn_rows(ids[rows], len(rows))]
     first = np.unique(labels[drawn], return_index=True)[1]
     return np.union1d(drawn[:n], drawn[first])

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import MIN_UNITS, ratio_interval
 from bioimg_jax.statistics.resampling import DECISIVE, Paired, n_resamples, sign_flip_p
 
@@ -262,7 +263,8 @@ def judge(cases: Sequence[Case]) -> list[Verdict]:
     without any score, has ruled out.
 
     Raises:
-      ValueError: units of a floor that are not the encoder's, a value that is not finite.
+      InputError: units of a floor that are not the encoder's, a value that is not finite; a user's
+        own benchmark may return them.
     """
     evidence = [_Evidence.of(case, family=len(cases)) for case in cases]
     tested = [
@@ -380,11 +382,11 @@ class _Evidence:
 def _aligned(case: Case, name: str, values: PerUnit, units: list[str]) -> np.ndarray:
     if sorted(values) != units:
         odd = sorted(set(values) ^ set(units))
-        raise ValueError(f"{case.benchmark}: {name} and {case.encoder} differ in unit {odd[0]!r}")
+        raise InputError(f"{case.benchmark}: {name} and {case.encoder} differ in unit {odd[0]!r}")
     array = np.array([values[unit] for unit in units], np.float64)
     if not np.isfinite(array).all():
         unit = units[int(np.argmin(np.isfinite(array)))]
-        raise ValueError(f"{case.benchmark}: {name} has no finite value in unit {unit!r}")
+        raise InputError(f"{case.benchmark}: {name} has no finite value in unit {unit!r}")
     return array
 
 

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from bioimg_jax.data import splits
 from bioimg_jax.data.builders import BadImage, Example, ImageDatasetBuilder, Plan, Unit
 from bioimg_jax.data.declaration import Declaration, Target
+from bioimg_jax.data.levels import is_numeric
 from bioimg_jax.errors import InputError
 
 from .folders import find_images
@@ -27,7 +28,6 @@ from .reading import Header, UnsupportedImage, read_header, read_image
 
 VALIDATION_SHARE = 5  # one unit in five of each class, where no validation is given
 MIN_UNITS = 3  # of a class in cross-validation: for train, validation and test
-MANY_LEVELS = 40  # the audit cuts a column of more numbers than this at quantiles, if it is float
 
 
 class Builder(ImageDatasetBuilder):
@@ -68,8 +68,8 @@ class Builder(ImageDatasetBuilder):
         splits.make_folds(table, target)  # what is wrong with the split shows before decoding
         kinds = dict.fromkeys(table.columns, "text")
         for column in nuisance:
-            if table[column].nunique() > MANY_LEVELS and _are_numbers(table[column]):
-                table[column], kinds[column] = table[column].astype(float), "float"
+            if _are_numbers(table[column]) and is_numeric(numbers := table[column].astype(float)):
+                table[column], kinds[column] = numbers, "float"
         files = [file.name for file in found if (root / file.name).is_file()]
         return Plan(
             declaration=Declaration(

@@ -18,6 +18,7 @@ from bioimg_jax import prepare as prepare_module
 from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.data.dataset import Dataset, open_dataset
+from bioimg_jax.data.levels import column_levels
 from bioimg_jax.data.pipeline import train_batches
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import read_table, write_table
@@ -372,6 +373,7 @@ def test_nuisance_column_of_many_numbers_is_stored_as_numbers(flat: Folder) -> N
     flat.write_rows()
     metadata = prepared(flat, nuisance="focus").metadata
     assert metadata.focus.dtype == np.float32 and metadata.focus[13] == 3.25
+    assert column_levels(metadata.focus)[1][0] == "bin0"  # one rule for both
     assert metadata.order[13] == "13"
 
 

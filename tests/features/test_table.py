@@ -133,24 +133,39 @@ def test_row_given_twice_is_refused(tmp_path):
         write(tmp_path / "t.h5ad", positions=[range(5), range(4, 10)])
 
 
-def test_feature_that_float16_cannot_hold_is_named(tmp_path):
+def test_feature_that_float16_cannot_hold_is_kept_in_float32(tmp_path):
     values = features(600)
     values["final/cls"][560, 1] = 1e6
     positions = [range(550), range(550, 600)]
-    with pytest.raises(InputError, match="layer 'final/cls' of row 560 is not finite in float16"):
-        write(tmp_path / "t.h5ad", n=600, batches=batches(values, positions))
-
-
-@pytest.mark.parametrize("size", [7, 100, 600])
-def test_precision_does_not_depend_on_the_size_of_a_batch(size, tmp_path):
-    values = features(600)
-    # The first rows are a constant, which float16 holds; the others it would blur.
-    values["final/cls"] = np.float32(1000) + np.float32(1e-3) * values["final/cls"]
-    values["final/cls"][:100] = 1000
-    positions = [range(first, min(first + size, 600)) for first in range(0, 600, size)]
     write(tmp_path / "t.h5ad", n=600, batches=batches(values, positions))
-    table = read_table(tmp_path / "t.h5ad")
-    np.testing.assert_array_equal(table.layer("final/cls"), values["final/cls"].astype("f4"))
+    kept = read_table(tmp_path / "t.h5ad").layer("final/cls")
+    np.testing.assert_array_equal(kept, values["final/cls"])
+
+
+def test_feature_that_is_no_number_is_named(tmp_path):
+    values = features(600)
+    values["final/cls"][560, 1] = np.inf
+    positions = [range(550), range(550, 600)]
+    with pytest.raises(InputError, match="layer 'final/cls' of row 560 is not finite in float32"):
+        write(tmp_path / "t.h5ad", n=600, batches=batches(values, positions))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("blurred", [True, False])
+@pytest.mark.parametrize("size", [7, 100, 600, 1200])
+def test_precision_depends_neither_on_the_order_of_rows_nor_on_batches(size, blurred, tmp_path):
+    values = features(1200)
+    # Half of the rows are a constant, which float16 holds; the others it would blur, or not.
+    scale = np.float32(1e-3 if blurred else 100)
+    values["final/cls"] = np.float32(1000) + scale * values["final/cls"]
+    values["final/cls"][:600] = 1000
+    for name, order in (("rows", np.arange(1200)), ("turned", np.arange(1200)[::-1])):
+        positions = [order[first : first + size] for first in range(0, 1200, size)]
+        path = tmp_path / f"{name}.h5ad"
+        write(path, n=1200, batches=batches(values, positions))
+        stored = read_table(path).to_anndata().obsm["final.cls"]
+        assert stored.dtype == (np.float32 if blurred else np.float16)
+        np.testing.assert_array_equal(stored, values["final/cls"].astype(stored.dtype))
 
 
 def test_layer_of_another_width_is_refused(tmp_path):
@@ -169,6 +184,17 @@ def test_bad_files_are_named(tmp_path):
         pass
     with pytest.raises(InputError, match=r"other\.h5ad"):
         read_table(tmp_path / "other.h5ad")
+    write(tmp_path / "json.h5ad")
+    with h5py.File(tmp_path / "json.h5ad", "r+") as file:
+        del file["uns/layers"]
+        anndata.io.write_elem(file, "uns/layers", "{")
+    with pytest.raises(InputError, match=r"json\.h5ad: not a readable feature table"):
+        read_table(tmp_path / "json.h5ad")
+    write(tmp_path / "type.h5ad")
+    with h5py.File(tmp_path / "type.h5ad", "r+") as file:
+        file["obs"].attrs["encoding-type"] = "of another program"
+    with pytest.raises(InputError, match=r"type\.h5ad: not a readable feature table"):
+        read_table(tmp_path / "type.h5ad")
     write(tmp_path / "t.h5ad")
     with pytest.raises(InputError, match="no layer 'final/max'; it has block03/mean_std"):
         read_table(tmp_path / "t.h5ad").layer("final/max")

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,8 @@ def rows(treatment_of, *, plates=5, wells=12, sites=2, cells=3):
         [
             {
                 "plate": f"P{p}",
-                "well": f"{'ABC'[w // 4]}{w % 4 + 1:02d}",
-                "row": "ABC"[w // 4],
+                "well": f"{'ABC'[w // 4 % 3]}{w % 4 + 1:02d}",
+                "row": "ABC"[w // 4 % 3],
                 "column": w % 4 + 1,
                 "site": s,
                 "acquired": 100.0 * p + w + 0.01 * s,
@@ -98,6 +99,21 @@ def test_randomised_layout_is_never_confounded(start):
         assert result["score"] < 0.9
 
 
+def test_a_whole_number_is_audited_as_an_order_and_as_a_name():
+    # Drugs one after the other: the order tells them, though no value of it comes twice.
+    n = 300
+    drugs = [f"drug {i // 150}" for i in range(n)]
+    ordered = pd.DataFrame({"order": range(n), "plate": np.arange(n) % 5, "treatment": drugs})
+    result = run(ordered, target(audit=("order",)))
+    assert result["columns"] == ["order"] and result["best"]["score"] == 1.0
+    # The number of a well says everything, and its neighbours nothing.
+    wells = rows(lambda p, w: (7 * w) % 3, wells=60, sites=1, cells=1)
+    wells["well"] = np.tile(np.arange(60), 5)
+    result = run(wells, target(audit=("well",)))
+    assert result["columns"] == ["well (each value)"]
+    assert result["reason"].startswith("well (each value) determines compound")
+
+
 def test_well_that_is_also_in_training_gives_the_target_away():
     by_field = target(unit=("plate", "well", "site"), split="k_fold", n_folds=3, metric="accuracy")
     rng = np.random.default_rng(0)
@@ -152,3 +168,21 @@ def test_order_of_rows_does_not_matter():
     metadata = randomised(3)
     shuffled = metadata.sample(frac=1.0, random_state=0).reset_index(drop=True)
     assert run(metadata, target()) == run(shuffled, target())
+
+
+def test_memory_grows_with_the_rows_and_not_with_their_levels_too():
+    rng = np.random.default_rng(0)
+    n = 6_000
+    metadata = pd.DataFrame(
+        {
+            "plate": [f"P{i % 4}" for i in range(n)],
+            "batch": [f"B{i // 2}" for i in range(n)],  # n / 2 levels: 144 MB if zeros were kept
+            "treatment": rng.choice(["drug 0", "drug 1"], n),
+        }
+    )
+    folds = make_folds(metadata, target(audit=("plate", "batch")))
+    tracemalloc.start()
+    result = audit(metadata, folds, target(audit=("plate", "batch")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6 and 0.4 < result["score"] < 0.6

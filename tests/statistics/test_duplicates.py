@@ -9,6 +9,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.duplicates import duplicate_audit, duplicates, fingerprints
 
 N_TRAIN, N_TEST, PX = 160, 40, 96
+IDS = np.arange(N_TRAIN + N_TEST)
 
 
 def fields(n, *, seed, px=PX, channels=2, blobs=14):
@@ -205,7 +206,7 @@ def test_images_are_audited_in_one_pass_for_every_target(independent, channels):
     images[170], images[185] = images[21], np.rot90(images[90], 2) // 2 + 100
     whole, part = fold(N_TRAIN, N_TEST), fold(50, N_TEST)
     part = Fold("g", part.train, part.validation, whole.test, ("plate",))
-    result = duplicate_audit(in_batches(images), {"compound": [whole], "plate": [part]})
+    result = duplicate_audit(in_batches(images), {"compound": [whole], "plate": [part]}, IDS)
     expected = duplicates(fingerprints(images), [whole])
     assert result["compound"] == {**expected, "n_searched": N_TEST, "n_identical": 1}
     assert [p["train"] for p in result["compound"]["pairs"]] == [21, 90]
@@ -218,7 +219,7 @@ def test_a_large_search_is_cut_short_and_says_so(independent):
     images[160:200] = images[:40]
     pairs = N_TRAIN * N_TEST
     targets = {"a": [fold(N_TRAIN, N_TEST)], "b": [fold(N_TRAIN, N_TEST)]}
-    result = duplicate_audit(in_batches(images), targets, max_pairs=pairs // 2)["a"]
+    result = duplicate_audit(in_batches(images), targets, IDS, max_pairs=pairs // 2)["a"]
     assert result["n_test"] == 40 and result["n_searched"] == 10
     assert result["n_duplicates"] == result["n_exact"] == 10 and result["n_identical"] == 40
     assert result["reason"] == (
@@ -227,6 +228,22 @@ def test_a_large_search_is_cut_short_and_says_so(independent):
     )
 
 
+def test_which_images_are_searched_does_not_depend_on_the_order_of_rows(independent):
+    images = independent.copy()
+    images[160:180] = images[:20]  # half of the test images are copies: the draw decides how many
+    order = np.r_[np.random.default_rng(0).permutation(160), 160 + np.arange(40)[::-1]]
+
+    def found(order):
+        folds = {"a": [fold(N_TRAIN, N_TEST)]}
+        pairs = N_TRAIN * N_TEST
+        batches = in_batches(images[order])
+        result = duplicate_audit(batches, folds, IDS[order], max_pairs=pairs // 4)["a"]
+        return {(order[pair["test"]], order[pair["train"]]) for pair in result["pairs"]}
+
+    once = found(np.arange(200))
+    assert 0 < len(once) < 10 and found(order) == once
+
+
 def test_no_image_is_an_error():
     with pytest.raises(InputError, match="no image given"):
-        duplicate_audit([], {"a": [fold(2, 1)]})
+        duplicate_audit([], {"a": [fold(2, 1)]}, IDS)

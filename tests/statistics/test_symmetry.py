@@ -53,8 +53,10 @@ def run(data, declared, **changes):
     images, metadata = data
     features = np.asarray(downsampled_pixels(jnp.asarray(images)))
     folds = {t.name: make_folds(metadata, t) for t in declared.targets}
+    ids = changes.pop("ids", np.arange(len(metadata)))
     settings = {"flips": True, "rotations": False, **changes}
-    return symmetry(declared, metadata, folds, features, turned_grids(features, 2), **settings)
+    turned = turned_grids(features, 2)
+    return symmetry(declared, metadata, folds, features, turned, ids, **settings)
 
 
 def test_handedness_is_caught_and_a_symmetric_target_is_not(data):
@@ -87,11 +89,27 @@ def test_what_is_declared_and_used_is_said(data):
     assert [(r["declared"], r["used_in_training"]) for r in rows] == [(False, False), (False, True)]
     assert rows[0]["reason"].startswith("flip is not declared a symmetry and not used; ")
     assert rows[1]["reason"].startswith("rot90 is not declared a symmetry but used, which training")
+    unknown = run(data, declaration("hand"), flips=None)[0]
+    assert unknown["used_in_training"] is None
+    said = "flip is declared a symmetry and whether training used it is not known; the probe's"
+    assert unknown["reason"].startswith(said)
 
 
 def test_a_probe_that_sees_nothing_of_the_target_cannot_tell(data):
     for row in run(data, declaration("coin")):
         assert row["preserves"] is None and "cannot tell" in row["reason"]
+
+
+def test_which_rows_are_fitted_on_does_not_depend_on_their_order(data):
+    images, metadata = data
+    order = np.random.default_rng(0).permutation(len(metadata))
+    turned = images[order], metadata.iloc[order].reset_index(drop=True)
+    declared = declaration("coin")  # what a probe makes of noise depends on every row
+    once = run(data, declared, max_train=60)
+    again = run(turned, declared, max_train=60, ids=order)
+    for row, other in zip(once, again, strict=True):
+        assert row["score"] == pytest.approx(other["score"], abs=1e-3)
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-3)
 
 
 def test_features_that_ignore_orientation_cannot_see_handedness(data):
@@ -108,6 +126,7 @@ def test_features_that_ignore_orientation_cannot_see_handedness(data):
         folds,
         statistics[0],
         {"flip": statistics[1]},
+        np.arange(len(metadata)),
         flips=True,
         rotations=True,
     )[0]
@@ -121,7 +140,8 @@ def test_few_units_and_missing_features_are_said(data):
     few = metadata.assign(plate=metadata["plate"] % 3)
     folds = {"hand": make_folds(few, declared.targets[0])}
     flipped = {"flip": turned_grids(features, 2)["flip"]}
-    rows = symmetry(declared, few, folds, features, flipped, flips=False, rotations=False)
+    ids = np.arange(len(few))
+    rows = symmetry(declared, few, folds, features, flipped, ids, flips=False, rotations=False)
     assert rows[0]["preserves"] is None and "3 units are too few" in rows[0]["reason"]
     assert rows[1]["score_transformed"] is None and "it was not tried" in rows[1]["reason"]
 
@@ -139,12 +159,19 @@ def test_tiles_of_the_transformed_image_are_the_transformed_tiles(data):
 
 def test_bad_input_is_named(data):
     declared = declaration("hand")
-    features = np.zeros((240, 128))
+    features, ids = np.zeros((240, 128)), np.arange(240)
     with pytest.raises(InputError, match="'flip' with features of shape \\(240, 3\\)"):
         symmetry(
-            declared, data[1], {}, features, {"flip": features[:, :3]}, flips=True, rotations=True
+            declared,
+            data[1],
+            {},
+            features,
+            {"flip": features[:, :3]},
+            ids,
+            flips=True,
+            rotations=True,
         )
     with pytest.raises(InputError, match="no folds for target 'hand'"):
-        symmetry(declared, data[1], {}, features, {}, flips=True, rotations=True)
+        symmetry(declared, data[1], {}, features, {}, ids, flips=True, rotations=True)
     with pytest.raises(InputError, match="128 features are no square grid of 3 channels"):
         turned_grids(features, 3)

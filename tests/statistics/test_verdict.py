@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bioimg_jax.errors import InputError
 from bioimg_jax.statistics import verdict
 from bioimg_jax.statistics.verdict import Case, Verdict, holm, judge, units_needed
 
@@ -413,9 +414,9 @@ def test_without_an_observed_sd_the_units_needed_are_those_of_the_usual_one() ->
 
 
 def test_odd_units_and_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="pixels and mae differ in unit 'plate11'"):
+    with pytest.raises(InputError, match="pixels and mae differ in unit 'plate11'"):
         one(floors={"pixels": scores(0.5, 1, units=11)})
-    with pytest.raises(ValueError, match="no finite value in unit 'plate00'"):
+    with pytest.raises(InputError, match="no finite value in unit 'plate00'"):
         one(floors={"pixels": {**scores(0.5, 1), "plate00": float("nan")}})
 
 
