@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bioimg_jax import command_line
-from bioimg_jax.audits import audits
 from bioimg_jax.benchmarks.benchmark import layers_for
 from bioimg_jax.benchmarks.ladder import cases, floor_ids, untrained_distribution
 from bioimg_jax.benchmarks.score import Score
@@ -33,6 +32,7 @@ from bioimg_jax.design import (
 from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.illustrate import write_examples, write_illustrations
+from bioimg_jax.image_audits import audits
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.results import (

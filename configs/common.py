@@ -85,7 +85,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "claim": "checkpoints",
         "batch_size": 256,
         "max_examples": 0,  # probed at most, drawn at random; 0: all
-        "audits": True,  # near-duplicates, symmetries, geometry: bioimg_jax/audits.py
+        "audits": True,  # near-duplicates, symmetries, geometry: bioimg_jax/image_audits.py
         "illustrate": True,  # maps and nearest images in the report
         "permute_labels": False,  # a check: every score must come out at chance
         **changes,

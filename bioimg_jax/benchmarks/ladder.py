@@ -19,9 +19,9 @@ from bioimg_jax.benchmarks.score import SELECTED, Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.statistics.unit_metric import unit_values
-from bioimg_jax.statistics.verdict import Case
+from bioimg_jax.statistics.verdict import CHANCE, Case
 
-CHANCE, TWIN, FAMILY, ON_LAYOUT = "chance", "twin", "selected", "layout_trained"
+TWIN, FAMILY, ON_LAYOUT = "twin", "selected", "layout_trained"
 STEP0 = "_step0"  # ends the name of a twin
 # Floors that every encoder has one of its own of, by the end of their names.
 OWN = {TWIN: STEP0, ON_LAYOUT: "_on_layout"}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bioimg_jax.audits import used_in_training
 from bioimg_jax.candidates import Trained
 from bioimg_jax.checkpoint import Saved
+from bioimg_jax.image_audits import used_in_training
 
 FLIPPED, PLAIN = {"recipe": {"flips": True}}, {"recipe": {"flips": False}}
 OLDER: dict[str, Any] = {}  # before checkpoints kept their recipe
