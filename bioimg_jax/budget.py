@@ -54,7 +54,8 @@ def budget(
     return (
         f"evaluating {len(to_score)} representations on {len(folds)} targets by "
         f"{', '.join(b.name for b in benchmarks)}: {n_images:,} images, {fits:,} probe fits, about "
-        f"{max(1, round(minutes)):,} min if this machine does nothing else"
+        f"{max(1, round(minutes)):,} min, audits and pictures not counted, if this machine does "
+        "nothing else"
     )
 
 

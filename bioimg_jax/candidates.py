@@ -220,7 +220,8 @@ def build_evaluation(
         if len(crops) != 1:
             raise InputError(
                 "data.crop_px: 0 stands for the crop that a checkpoint was trained on, and there "
-                f"are {len(crops)} of them ({', '.join(map(str, crops)) or 'no checkpoint'})"
+                f"are {len(crops)} of them ({', '.join(map(str, crops)) or 'no checkpoint'}); "
+                "name one, for example --config.data.crop_px=64"
             )
         crop_px = crops[0]
     evaluation = Evaluation(

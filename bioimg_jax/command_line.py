@@ -108,6 +108,8 @@ def _check_keys(arguments: Sequence[str]) -> None:
     except InputError:
         raise
     except Exception as error:
+        if colon and isinstance(error, ValueError):  # of what stands behind the colon
+            raise InputError(f"--config={path}:{variant}: {_one_line(error)}") from error
         raise InputError(f"--config={path}: not a config file ({_one_line(error)})") from error
     for argument in given:
         name, _, value = argument.partition("=")

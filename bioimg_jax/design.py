@@ -12,9 +12,14 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax.benchmarks.benchmark import Benchmark
-from bioimg_jax.benchmarks.ladder import floor_ids
+from bioimg_jax.benchmarks.ladder import FAMILY, floor_ids
 from bioimg_jax.benchmarks.registry import find_benchmarks
-from bioimg_jax.candidates import Evaluation, chosen_poolings, own_floors
+from bioimg_jax.candidates import (
+    Evaluation,
+    chosen_poolings,
+    own_floors,
+    untrained_members,
+)
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
@@ -142,10 +147,11 @@ def plans(
     """What verdicts on each biological target can say, from metadata, folds and floors alone.
 
     used: metadata of the rows that are evaluated, which the folds count. Returns rows of
-    `statistics.plan.plan_table`, one a benchmark and target; a target that the metadata settle is
-    in no family of tests.
+    `statistics.plan.plan_table`, one a benchmark and target; a target that the metadata settle, or
+    that lacks a floor, is in no family of tests.
     """
     settings = evaluation.settings
+    refused = _never(evaluation)
     n_floors = len(set(floor_ids(settings["floors"])) - set(own_floors(evaluation).omitted))
     designs, settled = [], []
     for benchmark in chosen_benchmarks(settings):
@@ -155,7 +161,10 @@ def plans(
             tested = np.concatenate([fold.test for fold in folds[target.name]])
             units = unit_names(used.iloc[tested], target.unit).astype(str)
             _, counts = np.unique(units, return_counts=True)
+            sentence = refused
             if audited[target.name]["verdict"]:
+                sentence = f"always {CONFOUNDED}: {audited[target.name]['reason']}"
+            if sentence:
                 settled.append(
                     {
                         "target": target.name,
@@ -165,7 +174,7 @@ def plans(
                         "detectable_family": None,
                         "power_same": 0.0,
                         "units_same": None,
-                        "sentence": f"always {CONFOUNDED}: {audited[target.name]['reason']}",
+                        "sentence": sentence,
                     }
                 )
                 continue
@@ -184,6 +193,19 @@ def plans(
             )
     judged = {one.group or one.name for one in evaluation.trained if one.held_out is None}
     return settled + plan_table(designs, encoders=max(1, len(judged)))
+
+
+def _never(evaluation: Evaluation) -> str:
+    """Why there cannot be a verdict, whatever the data: a floor is listed that nobody makes."""
+    settings = evaluation.settings
+    if FAMILY not in floor_ids(settings["floors"]):
+        return ""
+    if settings["resnet18"] or untrained_members(evaluation):
+        return ""
+    return (
+        f"no verdict: the floor {FAMILY!r} needs random networks; set evaluate.untrained_seeds or "
+        "evaluate.resnet18, or take it out of evaluate.floors"
+    )
 
 
 def print_plan(evaluation: Evaluation, dataset: Dataset) -> None:

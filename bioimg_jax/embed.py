@@ -30,6 +30,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.evaluate import prepared
 from bioimg_jax.features.table import is_parquet_table, read_table, write_parquet
 from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.representations.floors import UnknownFloor
 from bioimg_jax.scoring import table_of
 
 FORMATS = (".h5ad", ".parquet")
@@ -110,7 +111,12 @@ def _find(evaluation: Evaluation, dataset: Dataset, wanted: str) -> Candidate:
         return dataclasses.replace(evaluation, config=config)
 
     alone = showing(METADATA if wanted.startswith(f"{METADATA}_") else wanted)
-    if omitted := own_floors(alone).omitted:
+    try:
+        omitted = own_floors(alone).omitted
+    except UnknownFloor as error:
+        known = ", ".join([*found, *(name for name in error.known if name not in found)])
+        raise InputError(f"--representation: {wanted!r}, expected some of {known}") from None
+    if omitted:
         raise InputError(f"--representation={wanted}: {next(iter(omitted.values()))}")
     always = {one.name for one in candidates(showing(""), dataset)}
     more = {one.name: one for one in candidates(alone, dataset) if one.name not in always}

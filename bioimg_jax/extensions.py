@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,30 @@ def _build_of(path: Path, text_digest: str, key: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"{key}: {path}: {type(error).__name__}: {line}") from error
+        raise InputError(f"{key}: {_told(error, path)}") from error
     build = getattr(module, "build", None)
     if not callable(build):
         raise InputError(f"{key}: {path} defines no function 'build'")
-    return build
+
+    def told(*arguments: Any) -> Any:
+        try:
+            return build(*arguments)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{key}: {_told(error, path)}") from error
+
+    return told
+
+
+def _told(error: Exception, path: Path) -> str:
+    """The error in one line, with the last line of the file that had a part in it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path)]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    where = f", line {lines[-1]}" if lines and lines[-1] else ""
+    return f"{path}{where}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def digest(path: Path) -> str:

@@ -50,6 +50,8 @@ ARMS = {
 
 
 def get_config(arm: str = "lincs") -> ml_collections.ConfigDict:
+    if arm not in ARMS:
+        raise ValueError(f"{arm!r}, expected one of {', '.join(ARMS)}")
     chosen = ARMS[arm]
     crop_px = FieldReference(chosen["crop_px"])
     data = dict(chosen["data"])

@@ -101,8 +101,11 @@ def test_images_without_a_target_are_embedded(
     [
         ({"name": "x.csv"}, "x.csv: expected a name that ends in .h5ad or .parquet"),
         ({}, "--checkpoint=PATH or --representation=NAME is missing"),
-        ({"representation": "pixel", "config.data.crop_px": 64}, "'pixel', expected some of"),
-        ({"representation": "pixels"}, "data.crop_px: 0 stands for the crop"),
+        (
+            {"representation": "pixel", "config.data.crop_px": 64},
+            "--representation: 'pixel', expected some of resnet18_random, pixels",
+        ),
+        ({"representation": "pixels"}, "for example --config.data.crop_px=64"),
         (
             {"representation": "layout_trained", "config.data.crop_px": 64},
             "there is none of it here",

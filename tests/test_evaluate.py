@@ -45,7 +45,9 @@ import dataclasses
 
 import numpy as np
 
+from bioimg_jax.benchmarks.classification import split_text
 from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.statistics.intervals import t_interval, train_overlap
 
 
 class Nearest:
@@ -62,8 +64,10 @@ class Nearest:
 
     def scores(self, table, folds, target, *, representation, kind, seed, exposure, settings,
                permute_labels_seed):
+        used = np.unique(np.concatenate([p for f in folds for p in (f.train, f.test)]))
         labels = table.obs[target.column].astype(str).to_numpy()
         units = table.obs[target.unit[0]].astype(str).to_numpy()
+        most = np.unique(labels[used], return_counts=True)[1].max()  # the best constant answer
         found = []
         for layer in table.widths:
             x, hits = table.layer(layer), {}
@@ -75,10 +79,11 @@ class Nearest:
                     hits.setdefault(units[i], []).append(labels[j] == labels[i])
             per_unit = {unit: float(np.mean(h)) for unit, h in hits.items()}
             found.append(Score(
-                benchmark=self.name, target=target.name, split="", metric="accuracy",
-                higher_is_better=True, chance=1 / len(np.unique(labels)), ceiling=1.0,
+                benchmark=self.name, target=target.name, split=split_text(target, len(folds)),
+                metric="accuracy", higher_is_better=True, chance=most / len(used), ceiling=1.0,
                 representation=representation, kind=kind, block=layer, pooling="", seed=seed,
-                value=float(np.mean(list(per_unit.values()))), per_unit=per_unit, interval=None,
+                value=float(np.mean(list(per_unit.values()))), per_unit=per_unit,
+                interval=t_interval(list(per_unit.values()), train_overlap=train_overlap(folds)),
                 n_units=len(per_unit), unit=target.unit, exposure=exposure, search_budget=1,
                 settings=dict(settings),
             ))
@@ -269,6 +274,23 @@ def test_a_new_representation_and_benchmark_are_two_files_and_a_config(
     assert {(v["benchmark"], v["target"]) for v in found["verdicts"]} == {
         (b, t["name"]) for b in ("nearest", "linear") for t in found["targets"]
     }
+
+
+def test_a_plan_does_not_promise_what_a_floor_that_nobody_makes_forbids(
+    prepared_cells: Path, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = arguments(
+        prepared_cells,
+        tmp_path / "out",
+        trained,
+        evaluate__floors="chance,selected",
+        evaluate__untrained_seeds=0,
+        evaluate__resnet18=False,
+    )
+    assert evaluate.main([*given, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert "no verdict: the floor 'selected' needs random networks" in planned
+    assert "finds gains" not in planned
 
 
 @pytest.mark.parametrize(

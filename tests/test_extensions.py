@@ -30,7 +30,7 @@ def test_the_function_of_a_file_is_found_and_dataclasses_work(tmp_path: Path) ->
         ("x = 1\n", "defines no function 'build'"),
         ("build = 1\n", "defines no function 'build'"),
         ("def build(:\n", "SyntaxError"),
-        ("import nowhere_at_all\n", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("x = 1\nimport nowhere_at_all\n", "line 2: ModuleNotFoundError: No module named"),
     ],
 )
 def test_a_mistake_is_one_line_with_key_and_file(
@@ -43,6 +43,17 @@ def test_a_mistake_is_one_line_with_key_and_file(
         load_build(path, "evaluate.benchmarks")
     assert str(raised.value).startswith(f"evaluate.benchmarks: {path}")
     assert "\n" not in str(raised.value)
+
+
+def test_a_mistake_inside_build_is_one_line_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def build(n):\n    return 1 / n\n")
+    build = load_build(path, "evaluate.representations")
+    assert build(2) == 0.5
+    with pytest.raises(InputError) as raised:
+        build(0)
+    told = f"evaluate.representations: {path}, line 2: ZeroDivisionError: division by zero"
+    assert str(raised.value) == told
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "taken", "two words"])

@@ -275,6 +275,7 @@ def test_dry_run_tells_and_writes_nothing(
         ("--config.optimizer.learning_rate=fast", "learning_rate=fast: expected float"),
         ("--config.mesh.fsdp=maybe", "--config.mesh.fsdp=maybe: expected bool"),
         ("--config=configs/nowhere.py", "--config=configs/nowhere.py: there is no such file"),
+        ("--config=configs/study_small.py:foo", "study_small.py:foo: 'foo', expected one of lincs"),
         ("--wordkir=x", "wordkir"),
         ("--config.data.name=synthetic_cell", "did you mean 'synthetic_cells'"),
         ("--config.data.options=images_per_site", "data.options: 'images_per_site', expected key"),

@@ -18,9 +18,39 @@ from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.report import figures
-from bioimg_jax.statistics.verdict import NOT_RUN
+from bioimg_jax.statistics.verdict import (
+    ABOVE,
+    BELOW,
+    CANNOT_TELL,
+    CONFOUNDED,
+    NOT_RUN,
+    SAME,
+    SATURATED,
+)
 
 ROWS_PRINTED = 200  # of all scores; more are pages that nobody reads
+LEGENDS = {
+    "Geometry of the features": (
+        "How many directions the last block's features use (RankMe, participation ratio, two-NN "
+        "dimension, alpha of the spectrum) and how they lie (uniformity, hubness, LiDAR and "
+        "alignment by groups). None of it says what a feature is about; definitions and sources "
+        "stand in bioimg_jax/statistics/geometry.py."
+    ),
+    "Similarity of the features": (
+        "1 is alike for CKA and for the share of common nearest neighbours (its chance beside it); "
+        "0 is alike for the Procrustes distance."
+    ),
+    "Association of targets and nuisance columns": (
+        "Cramér's V, 0 for none and 1 where one column gives the other away."
+    ),
+    "Symmetries tried": (
+        "A probe of downsampled pixels is asked about turned test images: where its score falls, "
+        "the augmentation erases what it sees of the target."
+    ),
+}
+
+
+WORDS = (ABOVE, SAME, BELOW, SATURATED, CANNOT_TELL, CONFOUNDED, "no verdict")
 
 
 def write_report(workdir: Path) -> Path:
@@ -45,6 +75,8 @@ def write_report(workdir: Path) -> Path:
         sentences=_sentences(results),
         ladders=_ladders(results),
         unranked=_unranked(results),
+        in_short=_in_short(results),
+        legends=LEGENDS,
         units_shown=figures.UNITS_SHOWN,
         rows_printed=ROWS_PRINTED,
         beside=_beside(results),
@@ -278,6 +310,22 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         ],
     }  # fmt: skip
     return {heading: rows for heading, rows in tables.items() if rows}
+
+
+def _in_short(results: Mapping[str, Any]) -> str:
+    """The verdicts of the run in one sentence: each word, and the targets it was given."""
+    nuisance = {target["name"] for target in results["targets"] if target["nuisance"]}
+    unranked, several = _unranked(results), len(results["benchmarks"]) > 1
+    encoders = {verdict["encoder"] for verdict in results["verdicts"]}
+    given: dict[str, list[str]] = {}
+    for verdict in results["verdicts"]:
+        if verdict["target"] in nuisance or (verdict["benchmark"], verdict["target"]) in unranked:
+            continue
+        name = verdict["target"] + (f" by {verdict['benchmark']}" if several else "")
+        name += f" ({verdict['encoder']})" if len(encoders) > 1 else ""
+        given.setdefault(verdict["word"] or "no verdict", []).append(name)
+    ordered = sorted(given, key=lambda word: (WORDS.index(word), word))
+    return "; ".join(f"{word} on {', '.join(given[word])}" for word in ordered)
 
 
 def _doubts(results: Mapping[str, Any]) -> list[str]:

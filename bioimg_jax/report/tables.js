@@ -1,5 +1,14 @@
 // Sorts a table by a click on a column's head and hides the rows that do not hold the filter's words.
 "use strict";
+// A closed table would be missing on paper.
+let opened = [];
+window.addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll(".ladder details:not([open])")];
+  for (const one of opened) one.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const one of opened) one.open = false;
+});
 const FILTERED = 6; // rows; fewer need no filter
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];

@@ -30,6 +30,14 @@ NOT_MADE = (CHANCE, TWIN, FAMILY, ON_LAYOUT)  # floors that need more than the i
 KEY = "evaluate.representations"
 
 
+class UnknownFloor(InputError):
+    """A name that no floor has; `known` are those that are made from the images."""
+
+    def __init__(self, message: str, known: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.known = known
+
+
 class Floors:
     """Representations of images with these channels, made when their names are called.
 
@@ -70,9 +78,10 @@ class Floors:
         names = tuple(dict.fromkeys([*names, *self._files]))
         for name in names:
             if name not in (*self._makers, ON_LAYOUT):
-                raise InputError(
+                raise UnknownFloor(
                     f"evaluate.floors: {name!r}, expected some of "
-                    f"{', '.join((*NOT_MADE, *self._makers))}"
+                    f"{', '.join((*NOT_MADE, *self._makers))}",
+                    tuple(self._makers),
                 )
         # A floor that these images cannot have is left out, and every verdict says so.
         self.omitted: dict[str, str] = {}

@@ -98,8 +98,8 @@ class Verdict:
       metadata; p_same. Each from 20 units on the larger of t's and the bootstrap's, wherever it
       lies; a family's are guarded against skewness as well.
     floors: floor id -> mean difference, lower and upper 95 % limit, exact sign-flip p.
-    units_needed: units whose half-width would be at most delta, with the observed sd; `UNIT_SD`
-      where no test could be formed.
+    units_needed: units at which the half-width of the gain's interval would be at most delta, were
+      it to shrink as that of one difference does; from `UNIT_SD` where no test could be formed.
     """
 
     benchmark: str
@@ -481,15 +481,14 @@ def _decide(case: Case, evidence: _Evidence, adjusted: _Adjusted | None) -> Verd
     )  # fmt: skip
     gain, paired = evidence.gain, evidence.paired
     if gain is not None and paired is not None and not evidence.missing:
-        nearest = int(np.argmin(paired.mean))
-        sd = float(paired.error[nearest] * math.sqrt(len(evidence.units) / (1 + case.overlap)))
-        sd = UNIT_SD if paired.constant[nearest] else sd
+        nearest, units = int(np.argmin(paired.mean)), len(evidence.units)
+        sd = UNIT_SD if paired.constant[nearest] else _observed_sd(case, gain, units)
         base = dataclasses.replace(
             base,
             gain=float(gain.value),
             interval=(float(gain.low), float(gain.high)),
             nearest=evidence.names[nearest],
-            normalised=_normalised(case, paired, evidence.room, nearest),
+            normalised=None if case.nuisance else _normalised(case, paired, evidence.room, nearest),
             p_above=float(gain.p_above),
             p_below=float(gain.p_below),
             p_same=float(gain.p_same),
@@ -540,11 +539,20 @@ def _decide(case: Case, evidence: _Evidence, adjusted: _Adjusted | None) -> Verd
             "above its floors, but not above what the metadata alone predict "
             f"(p = {adjusted.above_both:.3g})",
         )
+    units = len(evidence.units)
+    more = f"its half-width is at most {case.delta:g} already"
+    if base.units_needed is not None and base.units_needed > units:
+        more = f"{base.units_needed} units would bring its half-width to {case.delta:g}"
     return verdict(
         CANNOT_TELL,
-        f"the interval of the gain is [{float(gain.low):.3f}, {float(gain.high):.3f}]; "
-        f"{base.units_needed} units would bring its half-width to {case.delta:g}",
+        f"the interval of the gain is [{float(gain.low):.3f}, {float(gain.high):.3f}]; {more}",
     )
+
+
+def _observed_sd(case: Case, gain: Gain, units: int) -> float:
+    """The sd of one difference whose interval would be as wide as the gain's."""
+    half = float(gain.high - gain.low) / 2
+    return half * math.sqrt(units / (1 + case.overlap)) / float(stats.t.ppf(0.975, units - 1))
 
 
 def _normalised(

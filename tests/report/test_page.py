@@ -67,6 +67,7 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
         "unit": ["plate"],
         "n_classes": 3,
         "n_examples": 90,
+        "n_evaluated": 90,
         "nuisance": False,
         "verdict": "confounded",
         "reason": f"column well determines compound ({name})",
@@ -113,7 +114,7 @@ def write_run(folder: Path, *, name: str = "mae", complete: bool = True) -> dict
             "name": "cells",
             "content_hash": "abc",
             "channels": CHANNELS,
-            "n_examples": 100,
+            "n_examples": 100, "n_evaluated": 100,
             "n_pretraining": 100,
         },
         "encoders": [
