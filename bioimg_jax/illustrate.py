@@ -30,7 +30,7 @@ MAP_ROWS = 800
 QUERIES = 5
 NEIGHBOURS = 5
 THUMBNAIL_PX = 64
-COLOURS = 3  # columns that a map is coloured by
+COLOURS = 4  # columns that a map is coloured by: treatment, plate, batch, position
 
 Arrays = dict[str, np.ndarray]
 

@@ -184,7 +184,7 @@ def maps(arrays: Mapping[str, np.ndarray]) -> Figure:
                 ):
                     for level, colour in zip(levels, colours, strict=True):
                         axes.scatter([], [], s=12, color=colour, label=_wrap(str(level), 18))
-                    axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper center",
+                    axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper center",
                                 bbox_to_anchor=(0.5, -0.02))  # fmt: skip
     return figure
 
