@@ -35,7 +35,7 @@ def _build_of(path: Path, text_digest: str, key: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"{key}: {_told(error, path)}") from error
+        raise InputError(f"{key}: {where_it_failed(error, path)}") from error
     build = getattr(module, "build", None)
     if not callable(build):
         raise InputError(f"{key}: {path} defines no function 'build'")
@@ -46,13 +46,13 @@ def _build_of(path: Path, text_digest: str, key: str) -> Callable[..., Any]:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{key}: {_told(error, path)}") from error
+            raise InputError(f"{key}: {where_it_failed(error, path)}") from error
 
     return told
 
 
-def _told(error: Exception, path: Path) -> str:
-    """The error in one line, with the last line of the file that had a part in it."""
+def where_it_failed(error: Exception, path: Path) -> str:
+    """The error in one line, with the last line of a user's file that had a part in it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if f.filename == str(path)]
     if isinstance(error, SyntaxError):

@@ -296,9 +296,13 @@ def test_a_plan_does_not_promise_what_a_floor_that_nobody_makes_forbids(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        # A unit that one representation has no score in, and a score that is no number.
+        # A unit that one representation has no score in, one that is no number, one without JSON.
         ("del per_unit[min(per_unit)]", "nearest on treatment: pixels and mae_vit differ in unit"),
-        ("per_unit[min(per_unit)] = np.nan", "nearest on treatment returned for pixels a score"),
+        (
+            "per_unit[min(per_unit)] = np.nan",
+            "nearest on treatment could not score pixels: ",
+        ),
+        ("settings = {'odd': {1, 2}}", "nearest on treatment returned for pixels a score"),
     ],
 )
 def test_scores_that_no_verdict_can_be_made_of_are_one_line_and_nothing_is_lost(

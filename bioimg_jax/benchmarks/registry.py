@@ -15,7 +15,7 @@ from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
-from bioimg_jax.extensions import check_name, digest, load_build
+from bioimg_jax.extensions import check_name, digest, load_build, where_it_failed
 from bioimg_jax.features.table import FeatureTable
 
 KEY = "evaluate.benchmarks"
@@ -61,7 +61,7 @@ def _own(path: Path) -> Benchmark:
     missing = [member for member in CONTRACT if not hasattr(benchmark, member)]
     if missing:
         raise InputError(f"{KEY}: {path}: what build() returns has no {missing[0]!r}")
-    return _Own(benchmark, digest(path))
+    return _Own(benchmark, path, digest(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ class _Own:
     """A user's benchmark. Its code is part of its identity, or scores outlive a change of it."""
 
     benchmark: Benchmark
+    path: Path
     file: str  # SHA-256 of its text
 
     @property
@@ -96,4 +97,12 @@ class _Own:
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
     ) -> list[Score]:
-        return self.benchmark.scores(table, folds, target, **about)
+        try:
+            return self.benchmark.scores(table, folds, target, **about)
+        except InputError:
+            raise
+        except Exception as error:
+            what = f"{self.name} on {target.name} could not score {about['representation']}"
+            raise InputError(
+                f"{KEY}: {what}: {where_it_failed(error, self.path)}; what is finished is kept"
+            ) from error
