@@ -54,7 +54,7 @@ def _build_of(path: Path, text_digest: str, key: str) -> Callable[..., Any]:
 def where_it_failed(error: Exception, path: Path) -> str:
     """The error in one line, with the last line of a user's file that had a part in it."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == str(path)]
+    lines = [f.lineno for f in frames if Path(f.filename) == path.absolute()]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     where = f", line {lines[-1]}" if lines and lines[-1] else ""

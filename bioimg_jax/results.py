@@ -42,6 +42,7 @@ def target_row(
     folds: Mapping[str, Sequence[Fold]],
     audited: dict[str, Any],
 ) -> dict[str, Any]:
+    """A target and its metadata audit; rows: the examples that its folds count."""
     used = np.unique(np.concatenate(
         [p for f in folds[target.name] for p in (f.train, f.validation, f.test)]
     ))  # fmt: skip

@@ -45,8 +45,12 @@ def test_a_mistake_is_one_line_with_key_and_file(
     assert "\n" not in str(raised.value)
 
 
-def test_a_mistake_inside_build_is_one_line_with_its_number(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_mistake_inside_build_is_one_line_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.py") if relative else tmp_path / "mine.py"
     path.write_text("def build(n):\n    return 1 / n\n")
     build = load_build(path, "evaluate.representations")
     assert build(2) == 0.5

@@ -127,8 +127,7 @@ def selected_members(
 ) -> Selected | None:
     """What the floor "selected" of an encoder is; None where there is no family."""
     mine = _chosen([s for s in scores if (s.benchmark, s.target) == (benchmark, target)])
-    encoders = _judged(mine).get(encoder, [])
-    return _selected(encoders, mine) if encoders else None
+    return _selected(mine) if encoder in _judged(mine) else None
 
 
 def untrained_distribution(scores: Sequence[Score]) -> list[dict[str, Any]]:
@@ -198,7 +197,7 @@ def _floor(
             return None
         return {u: float(np.mean([one.per_unit[u] for one in own])) for u in first.per_unit}
     if floor == FAMILY:
-        selected = _selected(encoders, scores)
+        selected = _selected(scores)
         return None if selected is None else selected.per_unit
     named = [s for s in scores if s.representation == floor]
     return named[0].per_unit if named else None
@@ -209,7 +208,7 @@ def _own(floor: str, encoders: Sequence[Score], scores: Sequence[Score]) -> list
     return [s for s in scores if s.representation in names]
 
 
-def _selected(encoders: Sequence[Score], scores: Sequence[Score]) -> Selected | None:
+def _selected(scores: Sequence[Score]) -> Selected | None:
     """Fold by fold: the validation units of one fold are test units of another, so a choice by all
     folds together would have seen the test side.
     """

@@ -316,7 +316,7 @@ class _Evidence:
     room: np.ndarray | None = None  # ceiling - floor [k, g], where a ceiling is known
     metadata: Paired | None = None  # the encoder minus each set of nuisance columns
     metadata_refusal: str = ""  # why nobody can tell whether it is above them
-    best_upper: float | None = None  # upper limit of the best floor's own score, likewise
+    best_upper: float | None = None  # of the best floor's own score, where a ceiling is known
     best: str = ""
 
     @classmethod
