@@ -31,6 +31,8 @@ class Target:
     where: tuple[tuple[str, tuple[str, ...]], ...] = ()  # keep rows whose value is among these
     audit: tuple[str, ...] = ()  # metadata columns that may give this target away
     metric: str = "balanced_accuracy"  # inside each test unit; "accuracy" where it has one class
+    truth: tuple[str, ...] = ()
+    aggregate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

@@ -1,62 +1,85 @@
-"""Draws multi-channel fluorescence images of cells: factors in, uint16 camera counts out.
+"""Draws multi-channel fluorescence images of cells: dials in, uint16 camera counts out.
 
-Three stages, each vectorised over a batch of n images, in the order light takes them:
+Four stages, each vectorised over a batch of n images, in the order light takes them:
 
-    draw_cells   where the cells are and what shape they have          Cells        [n, m]
-    paint        what the five stains of those cells emit              photons      [n, c, s, s]
-    expose       point-spread function, illumination, noise, camera    uint16       [n, h, w, c]
+    place      where the cells are, what shape they have, which way round they are    Cells
+    paint      what the stains of those cells emit                     photons  [n, c, s, s]
+    collect    point-spread function, bleed-through, illumination      photons  [n, c, h, w]
+    expose     shot noise, read noise, camera                          uint16   [n, h, w, c]
 
 The canvas of side s is `MARGIN_PX` wider than the image on each side, so that cells outside the
-image, the point-spread function and the periodic textures reach its edge without a seam.
-Coordinates are pixels of the canvas, (0, 0) the centre of its first pixel. All arithmetic is
-NumPy, float32 and one thread; the only source of chance is the generator that is passed in.
+image and the point-spread function reach its edge without a seam. Coordinates are pixels of the
+canvas, (0, 0) the centre of its first pixel.
+
+The same generator gives the same bytes on every machine. Pixels are made by +, -, *, / and square
+roots alone, which IEEE 754 rounds in one way, where processors differ in the last digit of exp or
+cos; transforms and filters, whose last digit depends on how they were compiled, are of double
+precision and rounded to float32. All of it is NumPy and SciPy in one thread, and the only source of
+chance is the generator that is passed in.
 """
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.fft
 from scipy import ndimage
 
-CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito")
-MARGIN_PX = 8  # at least 3 sigma of the widest point-spread function
+CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito", "Actin", "Tubulin", "Lysosome")
+MARGIN_PX = 4
 FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
-BRIGHTNESS = np.array([330, 260, 250, 270, 300], np.float32)
-BACKGROUND = np.array([8, 22, 20, 26, 10], np.float32)
-READ_NOISE = 3.0  # photons, standard deviation
-COUNTS_PER_PHOTON = 12.0
+BRIGHTNESS = np.array([2600, 2100, 2000, 2100, 2300, 1900, 1800, 1900], np.float32)
+BACKGROUND = np.array([30, 35, 45, 60, 50, 60, 60, 40], np.float32)
+READ_NOISE = 8.0  # photons, standard deviation
+COUNTS_PER_PHOTON = 4.0
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
+
+# Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
+# the sense of the cell's handedness. Three different gaps: a mirror image is another arrangement.
+MITO_TURN, ER_TURN = 0.30, 0.62
+LOBE_DISTANCE = 1.45  # of a lobe from the centre of the nucleus, in its mean radii
+COARSE, FINE = 0.7, 1.4  # bands of the organelles' texture, times its frequency
+
+Dials = Mapping[str, np.ndarray]  # name -> float [n], a value an image
 
 
 @dataclasses.dataclass(frozen=True)
-class Factors:
-    """The biology to draw, one value an image: float32 [n] each."""
+class Scene:
+    """What is fixed for all images of a batch.
 
-    nucleus_size: np.ndarray  # mean radius of a nucleus, pixels
-    intensity: np.ndarray  # concentration of the RNA, ER, AGP and Mito stains, 1 = reference
-    texture_frequency: np.ndarray  # centre of the organelles' spatial spectrum, cycles per pixel
-    cell_density: np.ndarray  # neighbours wanted per 64 x 64 pixels, before overlaps are dropped
+    view: "crop", around a cell in the centre, or "field", cells anywhere.
+    n_cells: of a field, that many, all of them whole and apart; 0: as many as the dials say.
+    """
+
+    image_px: int = 64
+    n_channels: int = 5
+    view: str = "crop"
+    n_cells: int = 0
+
+    @property
+    def canvas_px(self) -> int:
+        return self.image_px + 2 * MARGIN_PX
 
 
 @dataclasses.dataclass(frozen=True)
 class Optics:
-    """The technique to draw with, the same for all images of a well."""
+    """The technique of a well, the same for all its images; [c] a channel."""
 
-    gain: np.ndarray  # [c] factor on all light of a channel
+    gain: np.ndarray  # [c] factor on all light
     background: np.ndarray  # [c] factor on the light of the empty well
-    blur_px: np.ndarray  # [c] sigma of the Gaussian point-spread function, at most MARGIN_PX / 3
-    ramp: tuple[float, float]  # relative illumination at the bottom and right edge, less 1
+    blur_px: np.ndarray  # [c] sigma of the Gaussian point-spread function in focus
+    ramp: tuple[float, float] = (0.0, 0.0)  # relative illumination at the bottom and right, less 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
     """Cells of n images, m places each; float32 [n, m] but for `stain`.
 
-    Cell 0 is the central one. Places without a cell lie at `FAR_PX`. A border is the ellipse
-    xx dx^2 + xy dx dy + yy dy^2 = 1 around the centre.
+    Cell 0 of a crop is the central one. Places without a cell lie at `FAR_PX`. A border is the
+    ellipse xx dx^2 + xy dx dy + yy dy^2 = 1 around the centre.
     """
 
     x: np.ndarray
@@ -65,79 +88,146 @@ class Cells:
     body_radius: np.ndarray  # mean radius of the whole cell, pixels
     nucleus: tuple[np.ndarray, np.ndarray, np.ndarray]  # xx, xy, yy
     body: tuple[np.ndarray, np.ndarray, np.ndarray]
-    golgi_x: np.ndarray  # canvas coordinates
-    golgi_y: np.ndarray
+    golgi: np.ndarray  # direction of the Golgi, turns
+    hand: np.ndarray  # +1 or -1: the sense in which mitochondria and ER follow the Golgi
     stain: np.ndarray  # [n, m, c] concentrations
 
-
-def render(
-    rng: np.random.Generator, factors: Factors, optics: Optics, image_px: int = 64
-) -> np.ndarray:
-    """Images of one well, each around a central cell: uint16 [n, image_px, image_px, 5]."""
-    canvas_px = image_px + 2 * MARGIN_PX
-    cells = draw_cells(rng, factors, canvas_px)
-    return expose(rng, paint(rng, cells, factors, canvas_px), optics)
+    @property
+    def there(self) -> np.ndarray:
+        """bool [n, m]: places that hold a cell."""
+        return self.x < FAR_PX / 2
 
 
-def draw_cells(rng: np.random.Generator, factors: Factors, canvas_px: int) -> Cells:
-    """One cell in the centre and neighbours at random, where there is room for their nuclei."""
-    n = len(factors.nucleus_size)
-    side = canvas_px + 2 * MARGIN_PX  # bodies of cells outside the canvas reach into it
-    wanted = rng.poisson(factors.cell_density * (side / 64) ** 2)
-    m = 1 + int(wanted.max())
+def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
+    """Cells of n images. Neighbours stay where there is room for their nuclei."""
+    n, c, s = len(dials["nucleus_size"]), scene.n_channels, scene.canvas_px
+    crop, apart = scene.view == "crop", bool(scene.n_cells)
 
-    radius = factors.nucleus_size[:, None] * rng.lognormal(0, 0.08, (n, m))
-    radius[:, 0] = factors.nucleus_size  # the truth belongs to the central cell
-    body_radius = 2.5 * radius * rng.lognormal(0, 0.12, (n, m))
+    def dial(name: str) -> np.ndarray:
+        return np.asarray(dials[name], np.float64)[:, None]
+
+    reach = 0 if apart else 2 * MARGIN_PX + 8  # bodies of cells outside reach into the canvas
+    wanted = rng.poisson(dials["cell_density"] * ((s + 2 * reach) / 64) ** 2)
+    if apart:
+        wanted = np.full(n, scene.n_cells)
+    m = int(crop) + max(1, int(wanted.max()))
+
+    radius = dial("nucleus_size") * rng.lognormal(0, 0.10, (n, m))
+    if crop:
+        radius[:, 0] = dials["nucleus_size"]  # the truth belongs to the central cell
+    # Eccentricity e of an ellipse with axes a > b: b/a = sqrt(1 - e^2).
+    eccentricity = np.clip(dial("nucleus_eccentricity") + rng.normal(0, 0.08, (n, m)), 0, 0.97)
     angle = rng.uniform(0, np.pi, (n, m))
-    nucleus = _ellipse(radius, rng.uniform(1.0, 1.5, (n, m)), angle)
-    body_angle = angle + rng.normal(0, 0.4, (n, m))
-    body = _ellipse(body_radius, rng.uniform(1.0, 1.8, (n, m)), body_angle)
+    nucleus = _ellipse(radius, 1 / np.sqrt(1 - eccentricity**2), angle)
+    spread = 0.03 if apart else 0.12
+    body_radius = radius * np.sqrt(dial("cytoplasm_area")) * rng.lognormal(0, spread, (n, m))
+    roundness = rng.uniform(1.0, 1.1 if apart else 1.8, (n, m))
+    body = _ellipse(body_radius, roundness, angle + rng.normal(0, 0.4, (n, m)))
 
-    x = rng.uniform(-MARGIN_PX, canvas_px + MARGIN_PX, (n, m))
-    y = rng.uniform(-MARGIN_PX, canvas_px + MARGIN_PX, (n, m))
-    # Upstream software centres the crop on a segmented nucleus, to within a pixel or so.
-    x[:, 0], y[:, 0] = canvas_px / 2 - 0.5 + rng.normal(0, 0.7, (2, n))
-    for j in range(1, m):  # a neighbour stays if its nucleus keeps clear of those before it
-        gap = np.hypot(x[:, :j] - x[:, j : j + 1], y[:, :j] - y[:, j : j + 1])
-        room = gap > 1.15 * (radius[:, :j] + radius[:, j : j + 1]) + 1
-        gone = ~room.all(axis=1) | (j > wanted)
-        x[gone, j] = y[gone, j] = FAR_PX
+    x, y = rng.uniform(-reach, s + reach, (2, n, m))
+    if crop:  # upstream software centres the crop on a segmented nucleus, to within a pixel or so
+        x[:, 0], y[:, 0] = s / 2 - 0.5 + rng.normal(0, 0.7, (2, n))
+    beside = rng.uniform(size=(n, m)) < dial("clustering")
+    step, host = rng.uniform(2.3, 3.2, (n, m)), rng.uniform(size=(n, m))
+    bearing = rng.uniform(0, 2 * np.pi, (n, m))
+    if apart:
+        x, y = _apart(rng, body_radius, s)
+    else:
+        for j in range(1, m):
+            near = np.floor(host[:, j] * j).astype(int)  # one of those before it
+            there = np.take_along_axis(x, near[:, None], 1)[:, 0] < FAR_PX / 2
+            move = beside[:, j] & there
+            far = (step[:, j] * radius[:, j])[move]
+            x[move, j] = x[move, near[move]] + far * np.cos(bearing[move, j])
+            y[move, j] = y[move, near[move]] + far * np.sin(bearing[move, j])
+            gap = np.hypot(x[:, :j] - x[:, j : j + 1], y[:, :j] - y[:, j : j + 1])
+            room = gap > 0.95 * (radius[:, :j] + radius[:, j : j + 1]) + 1
+            gone = ~room.all(axis=1) | (j >= wanted + crop)
+            x[gone, j] = y[gone, j] = FAR_PX
+        if not crop:
+            x[wanted == 0, 0] = y[wanted == 0, 0] = FAR_PX
 
-    side_angle = rng.uniform(0, 2 * np.pi, (n, m))
-    golgi_x = x + 1.25 * radius * np.cos(side_angle)
-    golgi_y = y + 1.25 * radius * np.sin(side_angle)
     # Brightness is shared by the stains of a cell in part, and each stain's own in part.
-    stain = rng.lognormal(0, 0.15, (n, m, 1)) * rng.lognormal(0, 0.15, (n, m, len(CHANNELS)))
-    stain[:, :, 1:] *= factors.intensity[:, None, None]
-    return _as_float32(Cells(x, y, radius, body_radius, nucleus, body, golgi_x, golgi_y, stain))
+    stain = rng.lognormal(0, 0.15, (n, m, 1)) * rng.lognormal(0, 0.15, (n, m, c))
+    stain[:, :, 0] *= dial("dna_content")
+    stain[:, :, 1:] *= dial("intensity")[:, :, None]
+    for i, name in enumerate(CHANNELS[:c]):
+        stain[:, :, i] *= dial(f"intensity_{name}")
+    golgi = rng.uniform(0, 1, (n, m))
+    hand = _hands(rng, dials, m)
+    return _as_float32(Cells(x, y, radius, body_radius, nucleus, body, golgi, hand, stain))
 
 
-def paint(rng: np.random.Generator, cells: Cells, factors: Factors, canvas_px: int) -> np.ndarray:
-    """Stain in each pixel, background included, as expected photons: float32 [n, c, s, s].
+def _hands(rng: np.random.Generator, dials: Dials, m: int) -> np.ndarray:
+    """Handedness [n, m] of every cell.
+
+    That of the first one is +1 with chance (1 + handedness) / 2, and a share `agreement` of all
+    cells has it too, the others the opposite: at 1/2 just half of an even number.
+    """
+    n = len(dials["handedness"])
+    first = np.where(rng.uniform(size=n) < (1 + dials["handedness"]) / 2, 1.0, -1.0)
+    alike = np.rint(m * np.asarray(dials["agreement"], np.float64))
+    rank = rng.permuted(np.tile(np.arange(m), (n, 1)), axis=1)
+    return np.where(rank < alike[:, None], first[:, None], -first[:, None])
+
+
+def _apart(
+    rng: np.random.Generator, body_radius: np.ndarray, s: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres x, y [n, m] of cells that lie whole in the image and do not touch.
+
+    Dart throwing; where no place is left for a dart the image begins anew.
+    """
+    n, m = body_radius.shape
+    x, y = np.zeros((2, n, m))
+    low = MARGIN_PX + 1.05 * body_radius
+    todo = np.arange(n)
+    for _ in range(100_000):
+        if not len(todo):
+            return x, y
+        # Whole arrangements at once: most are taken at these densities after a few tries.
+        u, v = rng.uniform(size=(2, len(todo), m))
+        low_j = low[todo]
+        x[todo] = low_j + u * (s - 2 * low_j)
+        y[todo] = low_j + v * (s - 2 * low_j)
+        ok = np.ones(len(todo), bool)
+        for i in range(m):
+            for j in range(i):
+                gap = np.hypot(x[todo, i] - x[todo, j], y[todo, i] - y[todo, j])
+                ok &= gap > 1.1 * (body_radius[todo, i] + body_radius[todo, j])
+        todo = todo[~ok]
+    raise ValueError(f"{m} cells of radius {body_radius.mean():.0f} px have no room in {s} px")
+
+
+def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) -> np.ndarray:
+    """Stain in each pixel, background left out, as expected photons: float32 [n, c, s, s].
 
     A pixel belongs to the cell it is nearest to in units of that cell's radius; everything else
     follows from the pixel's place in its cell and from random textures.
     """
-    n, s = len(cells.x), canvas_px
-    broad = np.full(n, 0.035, np.float32)
-    fine = np.full(n, 0.13, np.float32)
-    bend_x, bend_y = _textures(rng, broad, s)  # smooth: bends the outlines
-    cloud, nucleoli = _textures(rng, 2 * broad, s)
-    chromatin, fibres = _textures(rng, fine, s)
-    mito_ridge, er_ridge = _textures(rng, factors.texture_frequency, s)
+    n, s, c = len(cells.x), scene.canvas_px, scene.n_channels
+
+    def dial(name: str) -> np.ndarray:
+        return np.asarray(dials[name], np.float32)[:, None, None]
+
+    smooth = np.full(n, 0.035)
+    bend_x, bend_y = _textures(rng, smooth, s)  # smooth: bends the outlines
+    cloud, nucleoli = _textures(rng, 2 * smooth, s)
+    chromatin, fibres = _textures(rng, 4 * smooth, s)
+    er, mito = _organelles(rng, dials, s)
 
     grid = np.arange(s, dtype=np.float32)
     plain_x, plain_y = grid[None, None, :], grid[None, :, None]
     owner, u, gap = _territories(cells, plain_x + 3.0 * bend_x, plain_y + 3.0 * bend_y)
 
     def of_owner(values: np.ndarray) -> np.ndarray:  # [n, m] -> [n, s, s]
-        return np.take_along_axis(values, owner, axis=1).reshape(n, s, s)
+        return np.take(values.ravel(), owner)
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(0.6 * edge_px + 0.3, 0, 1)
-    thickness = inside * (0.18 + np.exp(-4.0 * u * u))
+    inside = np.clip(0.35 * edge_px + 0.2, 0, 1)
+    uu = u * u
+    thickness = inside * (0.12 + _decay(4.0 * uu))
 
     dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
     dy = plain_y + 0.8 * bend_y - of_owner(cells.y)
@@ -145,52 +235,125 @@ def paint(rng: np.random.Generator, cells: Cells, factors: Factors, canvas_px: i
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
     nucleoli = nucleus * np.clip(3 * (nucleoli - 0.7), 0, 1) * (un < 0.8)
-    halo = np.exp(-0.7 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
-
-    dx = (plain_x - of_owner(cells.golgi_x)) / radius
-    dy = (plain_y - of_owner(cells.golgi_y)) / radius
-    cap = np.exp(-1.4 * (dx * dx + dy * dy)) * inside
-    golgi = cap * cap * (1 + 0.5 * chromatin).clip(0)
+    halo = _decay(0.5 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
     outside_nucleus = 1 - nucleus
     cloud = 1 + 0.2 * cloud
 
-    photons = np.empty((n, len(CHANNELS), s, s), np.float32)
-    photons[:, 0] = nucleus * (0.85 + 0.2 * chromatin - 0.4 * nucleoli) + 0.12 * halo
-    photons[:, 1] = (
-        thickness * cloud * (0.55 + 0.35 * outside_nucleus) + 0.45 * nucleoli + 0.45 * cap
-    )
-    photons[:, 2] = (
-        thickness * cloud * (0.35 + 0.65 * outside_nucleus) * (0.55 + 0.7 * _ridges(er_ridge, 0.5))
-        + 0.4 * cap
-    )
-    rim = np.exp(-0.35 * (edge_px - 1) ** 2) * inside
-    photons[:, 3] = (
-        inside * (0.2 + 0.08 * fibres) + 0.2 * thickness + 0.25 * rim + 0.2 * nucleus + 0.8 * golgi
-    )
-    filaments = _ridges(mito_ridge, 0.35) * np.clip(0.55 + 0.6 * (cloud - 1) / 0.2, 0, 2)
-    photons[:, 4] = (
-        inside * np.exp(-2.0 * u * u) * (0.12 + 1.2 * outside_nucleus * filaments) + 0.15 * cap
-    )
+    # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
+    relative_x, relative_y = dx / radius, dy / radius
+    turns = (np.zeros_like(cells.hand), MITO_TURN * cells.hand, ER_TURN * cells.hand)
+    lobes = []
+    for turn in turns:
+        angle = 2 * np.pi * (cells.golgi + turn).astype(np.float64)
+        lobe_x = relative_x - of_owner((LOBE_DISTANCE * np.cos(angle)).astype(np.float32))
+        lobe_y = relative_y - of_owner((LOBE_DISTANCE * np.sin(angle)).astype(np.float32))
+        lobes.append(_decay(2.2 * (lobe_x * lobe_x + lobe_y * lobe_y)) * inside)
+    golgi_lobe, mito_lobe, er_lobe = lobes
+    polarity = dial("polarity")
+    cap = (1 - np.minimum(polarity, 1)) * golgi_lobe  # what all stains share of it
 
-    for c, (brightness, background) in enumerate(zip(BRIGHTNESS, BACKGROUND, strict=True)):
-        photons[:, c] *= brightness * of_owner(cells.stain[:, :, c])
-        photons[:, c] += background
+    granularity = dial("granularity")
+    chromatin_contrast = dial("chromatin_texture")
+    photons = np.empty((n, c, s, s), np.float32)
+    photons[:, 0] = nucleus * (0.85 + chromatin_contrast * chromatin - 0.4 * nucleoli) + 0.05 * halo
+    photons[:, 1] = (
+        thickness * cloud * (0.45 + 0.45 * outside_nucleus) + 0.45 * nucleoli + 0.5 * cap
+    )
+    reticulum = 1 + granularity * er
+    photons[:, 2] = (
+        thickness * cloud * (0.35 + 0.6 * outside_nucleus) * reticulum
+        + (0.5 * cap + 0.9 * polarity * er_lobe) * (0.7 + 0.3 * reticulum)
+    )  # fmt: skip
+    if c > 3:
+        rim = inside * _decay(0.35 * (edge_px - 1) ** 2)
+        golgi = golgi_lobe * (0.5 + 0.5 * golgi_lobe) * (1 + 0.3 * chromatin)
+        photons[:, 3] = (
+            inside * (0.12 + 0.06 * fibres) + 0.3 * thickness + 0.12 * rim + 0.25 * nucleus
+            + (0.6 + 0.6 * polarity) * golgi
+        )  # fmt: skip
+    if c > 4:
+        network = np.maximum(1 + 1.6 * granularity * mito, 0) * cloud
+        photons[:, 4] = (
+            inside * _decay(3.0 * uu) * (0.10 + 0.75 * outside_nucleus * network)
+            + (0.35 * cap + 0.9 * polarity * mito_lobe) * (0.4 + 0.6 * network)
+        )  # fmt: skip
+    if c > 5:  # stress fibres and cortex
+        photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim
+    if c > 6:  # microtubules: filaments that thin out from the nucleus
+        photons[:, 6] = thickness * (0.3 + 0.9 * _decay(8.0 * mito * mito)) * outside_nucleus
+    if c > 7:  # puncta near the nucleus
+        puncta = np.clip(er * fibres - 0.8, 0, 1.5)
+        photons[:, 7] = inside * _decay(2.0 * uu) * outside_nucleus * (0.1 + 1.6 * puncta)
+
+    for i, brightness in enumerate(BRIGHTNESS[:c]):
+        photons[:, i] *= brightness * of_owner(cells.stain[:, :, i])
     return np.maximum(photons, 0, out=photons)
 
 
-def expose(rng: np.random.Generator, photons: np.ndarray, optics: Optics) -> np.ndarray:
-    """What the camera makes of expected photons [n, c, s, s]: uint16 [n, h, w, c]."""
-    light = photons + (BACKGROUND * (optics.background - 1))[None, :, None, None]
-    for c, sigma in enumerate(optics.blur_px):
-        light[:, c] = ndimage.gaussian_filter(light[:, c], sigma, axes=(1, 2), truncate=3.0)
-    light = light[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
-    edge = np.linspace(-1, 1, light.shape[2], dtype=np.float32)
+def _organelles(rng: np.random.Generator, dials: Dials, s: int) -> tuple[np.ndarray, np.ndarray]:
+    """Textures of ER and mitochondria, float32 [n, s, s] each, of zero mean and unit variance.
+
+    Each has a coarse and a fine band of equal power. `colocalisation` r is the correlation of the
+    two in the coarse band, and -r that in the fine one: together they are uncorrelated at every r,
+    and only a spectrum of one against the other sees it.
+    """
+    coarse, coarse_own = _textures(rng, COARSE * dials["texture_frequency"], s)
+    fine, fine_own = _textures(rng, FINE * dials["texture_frequency"], s)
+    r = np.asarray(dials["colocalisation"], np.float32)[:, None, None]
+    rest = np.sqrt(np.maximum(1 - r * r, 0))
+    half = np.float32(math.sqrt(0.5))
+    return half * (coarse + fine), half * (
+        r * coarse + rest * coarse_own - r * fine + rest * fine_own
+    )
+
+
+def collect(photons: np.ndarray, dials: Dials, optics: Optics) -> np.ndarray:
+    """What of painted photons [n, c, s, s] reaches the camera, expected: float32 [n, c, h, w]."""
+    n, c, s, _ = photons.shape
+    h = s - 2 * MARGIN_PX
+    focus = np.asarray(dials["defocus"], np.float64)
+    light = np.empty((n, c, h, h), np.float32)
+    inner = slice(MARGIN_PX, MARGIN_PX + h)
+    for i in range(c):
+        sigma = np.sqrt(optics.blur_px[i] ** 2 + focus**2)
+        for level in np.unique(sigma):  # most batches have a single one
+            rows = np.flatnonzero(sigma == level)
+            blurred = ndimage.gaussian_filter(photons[rows, i], level, axes=(1, 2), truncate=3.0)
+            light[rows, i] = blurred[:, inner, inner]
+    share = np.asarray(dials["bleed_through"], np.float32)[:, None, None]
+    for i in range(c - 1, 0, -1):  # each stain into the next channel, from the last one on
+        light[:, i] += share * light[:, i - 1]
+    background = np.asarray(dials["background"], np.float32)[:, None]
+    per_channel = BACKGROUND[:c] * optics.background.astype(np.float32)
+    light += (background * per_channel)[:, :, None, None]
+    # The same on either side of the axes to the last bit: an image and its mirror image match.
+    edge = np.linspace(-1, 1, h)
+    edge = ((edge - edge[::-1]) / 2).astype(np.float32)
+    distance = (edge[:, None] ** 2 + edge[None, :] ** 2) / 2
+    vignetting = 1 - np.asarray(dials["vignetting"], np.float32)[:, None, None] * distance
     ramp = 1 + np.float32(optics.ramp[0]) * edge[:, None] + np.float32(optics.ramp[1]) * edge
-    light = np.maximum(light, 0) * ramp * optics.gain[None, :, None, None].astype(np.float32)
-    # Shot noise as a Gaussian of the same variance, which it is at these intensities.
-    noise = rng.standard_normal(light.shape, np.float32) * np.sqrt(light + READ_NOISE**2)
-    counts = CAMERA_OFFSET + COUNTS_PER_PHOTON * (light + noise)
-    return np.clip(np.rint(counts), 0, 65535).astype(np.uint16).transpose(0, 2, 3, 1)
+    gain = np.asarray(dials["gain"], np.float32)[:, None] * optics.gain.astype(np.float32)
+    light *= gain[:, :, None, None]
+    light *= (vignetting * ramp)[:, None]
+    return light
+
+
+def expose(
+    rng: np.random.Generator, light: np.ndarray, exposure: np.ndarray, *, noise: bool = True
+) -> np.ndarray:
+    """What the camera makes of expected photons [n, c, h, w]: uint16 [n, h, w, c].
+
+    exposure: [n], photons collected, 1 = usual; counts stay where they are.
+    """
+    counts = light
+    if noise:
+        # Shot noise as a Gaussian of the same variance, which it is at these intensities.
+        times = np.asarray(exposure, np.float32)[:, None, None, None]
+        sd = np.sqrt(light * times + np.float32(READ_NOISE**2)) / times
+        counts = light + rng.standard_normal(light.shape, np.float32) * sd
+    counts = np.float32(CAMERA_OFFSET) + np.float32(COUNTS_PER_PHOTON) * counts
+    whole = np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
+    return np.ascontiguousarray(whole.transpose(0, 2, 3, 1))
 
 
 def _textures(
@@ -199,20 +362,36 @@ def _textures(
     """Two independent Gaussian fields, float32 [n, side, side], of zero mean and unit variance.
 
     Their power lies in a ring around `frequency` [n], in cycles per pixel, a quarter as wide.
+    Waves above twice the frequency would have 3e-4 of the peak's power, and are not drawn.
     """
-    f = np.fft.fftfreq(side).astype(np.float32)
-    distance = np.hypot(f[:, None], f[None, :])
-    centre = frequency.astype(np.float32)[:, None, None]
+    n, frequency = len(frequency), np.asarray(frequency, np.float64)
+    block = min(side, 2 * math.ceil(2 * float(frequency.max()) * side) + 1)
+    f = np.fft.fftfreq(block) * block  # whole cycles a canvas: 0, 1, ... -1
+    distance = np.sqrt(f[:, None] ** 2 + f[None, :] ** 2) / side
+    centre = frequency[:, None, None]
     ring = np.exp(-0.5 * ((distance - centre) / (0.25 * centre)) ** 2)
+    ring[:, 0, 0] = 0
     ring /= np.sqrt(np.square(ring).sum(axis=(1, 2), keepdims=True))
-    white = rng.standard_normal((len(frequency), side, 2 * side), np.float32).view(np.complex64)
-    field = scipy.fft.ifft2(white * ring, norm="forward")  # its two parts are independent
-    return field.real, field.imag
+    white = rng.standard_normal((n, block, 2 * block)).view(np.complex128)
+    # Only the columns that hold waves go through the first pass.
+    tall = np.zeros((n, side, block), np.complex128)
+    tall[:, f.astype(int) % side] = white * ring
+    tall = scipy.fft.ifft(tall, axis=1, norm="forward", overwrite_x=True)
+    full = np.zeros((n, side, side), np.complex128)
+    full[:, :, f.astype(int) % side] = tall
+    field = scipy.fft.ifft(full, axis=2, norm="forward", overwrite_x=True)
+    return field.real.astype(np.float32), field.imag.astype(np.float32)  # independent
 
 
-def _ridges(field: np.ndarray, width: float) -> np.ndarray:
-    """1 along the zero lines of a random field, falling off on both sides: filaments."""
-    return np.exp(-((field / np.float32(width)) ** 2))
+def _decay(x: np.ndarray) -> np.ndarray:
+    """(1 + x / 4)^-4 for x >= 0: falls like exp(-x) at first, with the longer tail of real light.
+
+    Of exact operations, so that it is the same number on every machine.
+    """
+    y = 1 + np.float32(0.25) * x
+    y *= y
+    y *= y
+    return 1 / y
 
 
 def _ellipse(
@@ -229,31 +408,43 @@ def _ellipse(
 def _territories(
     cells: Cells, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whose each pixel is: owner int [n, s * s], distance u and gap to the next cell [n, s, s].
+    """Whose each pixel is: owner int [n, s, s], distance u and gap to the next cell [n, s, s].
 
-    Distances are in units of the cell's own border: 1 on it.
+    Distances are in units of the cell's own border: 1 on it. Owners count through all images: they
+    are places in the flattened [n, m] arrays. A pixel out of every cell's reach belongs to the
+    first cell of its image, at a distance of `OUTSIDE`.
     """
-    n, side = len(cells.x), x.shape[-1]
-    nearest = np.full((n, side, side), np.inf, np.float32)
+    n, s, _ = x.shape
+    m = cells.x.shape[1]
+    nearest = np.full((n, s, s), OUTSIDE**2, np.float32)
     second = nearest.copy()
-    owner = np.zeros((n, side, side), np.intp)
-    xx, xy, yy = (values[:, :, None, None] for values in cells.body)
-    for j in range(cells.x.shape[1]):
-        there = cells.x[:, j] < FAR_PX / 2
-        if not there.any():
+    owner = np.broadcast_to((np.arange(n) * m)[:, None, None], (n, s, s)).copy()
+    xx, xy, yy = cells.body
+    # Beyond twice its border a cell gives no light; outlines are bent by 3 px, rarely by 12.
+    reach = OUTSIDE * 1.4 * cells.body_radius + 10
+    for i, j in zip(*np.nonzero(cells.there), strict=True):
+        cx, cy, r = cells.x[i, j], cells.y[i, j], reach[i, j]
+        top, bottom = max(0, int(cy - r)), min(s, int(cy + r) + 2)
+        left, right = max(0, int(cx - r)), min(s, int(cx + r) + 2)
+        if top >= bottom or left >= right:
             continue
-        dx, dy = x - cells.x[:, j, None, None], y - cells.y[:, j, None, None]
-        square = xx[:, j] * dx * dx + xy[:, j] * dx * dy + yy[:, j] * dy * dy
-        closer = square < nearest
-        second = np.minimum(second, np.where(closer, nearest, square))
-        nearest = np.where(closer, square, nearest)
-        owner[closer] = j
-    u = np.sqrt(np.minimum(nearest, 1e4))
-    return owner.reshape(n, -1), u, np.sqrt(np.minimum(second, 1e4)) - u
+        box = (i, slice(top, bottom), slice(left, right))
+        dx, dy = x[box] - cx, y[box] - cy
+        square = (xx[i, j] * dx + xy[i, j] * dy) * dx + yy[i, j] * dy * dy
+        first = nearest[box]
+        closer = square < first
+        np.minimum(second[box], np.where(closer, first, square), out=second[box])
+        np.minimum(first, square, out=first)
+        owner[box][closer] = i * m + j
+    u = np.sqrt(nearest)
+    return owner, u, np.sqrt(second) - u
+
+
+OUTSIDE = 2.0  # in borders: nothing of a cell is farther out
 
 
 def _as_float32(cells: Cells) -> Cells:
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if isinstance(value, tuple):
             return tuple(convert(part) for part in value)
         return np.asarray(value, np.float32)

@@ -1,167 +1,286 @@
-"""Generated images of cells whose truth is known: factors that change, plates that get in the way.
+"""Generated images of cells whose truth is known: an instrument with dials.
 
-The experiment is laid out here; `rendering.py` beside this file draws the cells.
+What an experiment holds is in `presets.py`, its layout in `screen.py`, the dials in `dials.py`;
+`rendering.py` draws the cells.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import tensorflow_datasets as tfds
 
 from bioimg_jax.data.builders import Example, ImageDatasetBuilder, Plan, Unit
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
-from .rendering import CHANNELS, MARGIN_PX, Factors, Optics, render
+from .dials import BIOLOGY, DIALS, OPTICS
+from .presets import CONFOUNDS, PRESETS, Preset
+from .rendering import (
+    CHANNELS,
+    Cells,
+    Dials,
+    Optics,
+    Scene,
+    collect,
+    expose,
+    paint,
+    place,
+)
+from .screen import (
+    COLUMNS,
+    CONTROL,
+    WELL,
+    Well,
+    cells_of,
+    draw_dials,
+    n_wells,
+    optics,
+    rng,
+    wells_of_plate,
+)
 
 PIXEL_UM = 0.65
-
-
-@dataclasses.dataclass(frozen=True)
-class Factor:
-    """A property of cells that two treatments change, one down and one up."""
-
-    control: float  # its median without treatment, in the units of rendering.Factors
-    effect: float  # "high" multiplies by it, "low" divides
-    spread: float  # standard deviation of the logarithm, between images of a well
-
-
-FACTORS = {
-    "nucleus_size": Factor(6.5, 1.17, 0.05),
-    "intensity": Factor(1.0, 1.5, 0.10),
-    "texture_frequency": Factor(0.075, 1.5, 0.05),
-    "cell_density": Factor(3.4, 1.8, 0.10),
-}
-WELL_SPREAD = 0.02  # of every factor's logarithm, between wells of one treatment
-LEVELS = {"low": -1, "control": 0, "high": 1}
-CONTROL = "control"
-TREATMENTS = (CONTROL, *(f"{factor}_{level}" for factor in FACTORS for level in ("low", "high")))
-
-# Split and batch of seven plates, again and again. Plates of a training batch are in training only,
-# and a test plate is alone in its batch: so test plates are independent of training and each other.
-PLATES = (
-    ("train", 1),
-    ("validation", 2),
-    ("test", 3),
-    ("train", 1),
-    ("test", 4),
-    ("train", 1),
-    ("test", 5),
-)
-BATCHES = 5  # in those seven plates
-
-METADATA = {
-    "plate": "text",
-    "batch": "text",
-    "well": "text",
-    "row": "text",
-    "column": "int",
-    "site": "int",
-    "field": "text",
-    "treatment": "text",
-    "is_control": "bool",
-    "split": "text",
-    **{f"level_{factor}": "text" for factor in FACTORS},
-    **{f"factor_{factor}": "float" for factor in FACTORS},
-}
-NUISANCE = ("plate", "batch", "well", "row", "column")
 FOLDS = 3
-# What a random stream is for; the first word of its key, so that no two streams are the same.
-LAYOUT, BATCH, PLATE, WELL = range(4)
+BATCH_PX = 64 * 72**2  # pixels of a channel that are drawn at a time: some 50 MB
+POSITION = ("well", "row", "column")
+CLASSES = {"handedness": ("left", "right"), "agreement": ("different", "same")}  # of pairs
+VIEWS = ("crop", "field")
+TIES = ("label", "batch", "plate", "position")
 
 
 class Builder(ImageDatasetBuilder):
-    """Plates of `9 x wells_per_treatment` wells; a unit is a well."""
+    """Plates of wells, each drawn on its own; a unit is a well."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.0.0": "Fields, dials, presets and screens; other cells than before.",
+        "1.0.0": "First version.",
+    }
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        tfds.core.BuilderConfig(name="default", description="four factors, nine treatments")
+        tfds.core.BuilderConfig(name=name, description=preset.description)
+        for name, preset in PRESETS.items()
     ]
+    # What is 0 or "" here is as the preset has it.
     DEFAULT_OPTIONS: ClassVar[dict[str, Any]] = {
         "seed": 0,
-        "n_plates": 14,
-        "wells_per_treatment": 4,
-        "sites_per_well": 2,
-        "images_per_site": 14,
+        "n_plates": 0,
+        "wells_per_treatment": 0,
+        "sites_per_well": 0,
+        "images_per_site": 0,
+        "view": "",
+        "image_px": 0,
+        "n_channels": 0,
+        "label": "",  # dials that a treatment turns: "nucleus_size+intensity"
+        "batch": "",  # dials that a nuisance turns
+        "plate": "",
+        "position": "",
+        "confound": "",  # none, position or batch
+        "withhold": False,  # the metadata do not tell the position
+        "noise": True,
     }
     LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
         "seed": (0, 2**32 - 1),
         "n_plates": (3, 999),  # the first three are one of each split
-        "wells_per_treatment": (1, 26),  # a row of wells each, A to Z
+        "wells_per_treatment": (1, 99),
         "sites_per_well": (1, 99),
         "images_per_site": (1, 999),
+        "image_px": (32, 512),
+        "n_channels": (3, len(CHANNELS)),
     }
 
     @classmethod
     def plan(cls, source: str, config: str, options: Mapping[str, Any]) -> Plan:
         if source:
             raise InputError(f"data set 'synthetic_cells' is generated: no source, not {source!r}")
-        for name, (low, high) in cls.LIMITS.items():
-            if not low <= options[name] <= high:
-                raise InputError(
-                    f"synthetic_cells option {name} must be from {low} to {high}, "
-                    f"not {options[name]}"
-                )
-        units = []
-        for plate in range(1, options["n_plates"] + 1):
-            layout = _layout(options["seed"], plate, options["wells_per_treatment"])
-            for well, treatment in enumerate(layout):
-                data = {"plate": plate, "well": well, "treatment": treatment}
-                units.append(Unit(f"{plate:03d}-{well:03d}", data))
+        preset = resolve(config, options)
+        units = [
+            Unit(f"{plate:03d}-{number:03d}", {"plate": plate, "number": number})
+            for plate in range(1, preset.n_plates + 1)
+            for number in range(n_wells(preset))
+        ]
         return Plan(
-            declaration=_declaration(),
-            metadata=METADATA,
+            declaration=declaration(preset),
+            metadata=metadata_columns(preset),
             dtype="uint16",
             units=tuple(units),
             options=dict(options),
-            shared=dict(options),
+            shared={"config": config, **options},
         )
 
     @classmethod
     def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> list[Example]:
-        seed, sites = shared["seed"], shared["sites_per_well"]
-        plate, well, treatment = (unit.data[name] for name in ("plate", "well", "treatment"))
-        row, column = divmod(well, len(TREATMENTS))
-        rng = _rng(seed, WELL, plate, well)
-        n = sites * shared["images_per_site"]
-        factors = _draw_factors(rng, treatment, n)
-        optics = _optics(seed, plate, row, column, shared["wells_per_treatment"])
-        images = render(rng, Factors(**factors), optics)
-
-        split, batch = _place(plate)
-        plate_name, well_name = f"P{plate:02d}", f"{_letter(row)}{column + 1:02d}"
-        common = {
-            "plate": plate_name,
-            "batch": f"B{batch:02d}",
-            "well": well_name,
-            "row": _letter(row),
-            "column": column + 1,
-            "treatment": treatment,
-            "is_control": treatment == CONTROL,
-            "split": split,
-            **{f"level_{factor}": _level(treatment, factor) for factor in FACTORS},
-        }
+        preset, seed, well = cls.well(unit, shared)
+        known = _known_of_well(preset, well, seed)
         examples = []
-        for i, image in enumerate(images):
-            site = 1 + i % sites
-            own = {
-                "site": site,
-                "field": f"{plate_name}/{well_name}/{site}",
-                **{f"factor_{factor}": float(values[i]) for factor, values in factors.items()},
-            }
-            examples.append(({**common, **own}, image))
+        for i, (own, image) in enumerate(draw_well(preset, well, seed, noise=shared["noise"])):
+            # Members of a pair are of one site, or the site would tell them apart.
+            place = i // 2 if preset.kind == "pairs" else i
+            site = 1 + place % preset.sites_per_well
+            field = {"site": site, "field": f"{known['field']}/{site}"}
+            examples.append(({**known, **field, **own}, image))
         return examples
 
+    @classmethod
+    def well(cls, unit: Unit, shared: Mapping[str, Any]) -> tuple[Preset, int, Well]:
+        """(preset, seed, well) that a unit of a plan stands for."""
+        options = {name: shared[name] for name in cls.DEFAULT_OPTIONS}
+        preset, seed = resolve(shared["config"], options), options["seed"]
+        return preset, seed, wells_of_plate(preset, seed, unit.data["plate"])[unit.data["number"]]
 
-def _declaration() -> Declaration:
+    @classmethod
+    def dial_names(cls) -> list[str]:
+        """Names of all dials, as the options take them."""
+        return list(DIALS)
+
+    @classmethod
+    def sweep(
+        cls,
+        dial: str,
+        n_steps: int,
+        *,
+        n_images: int = 1,
+        image_px: int = 64,
+        seed: int = 0,
+        noise: bool = False,
+    ) -> np.ndarray:
+        """Fields at values of a dial from its lowest to its highest in use, everything else held.
+
+        Two steps around the usual value, or as far as the dial goes; handedness and agreement are
+        shown on cells that are drawn apart. Returns uint16 [n_steps, n_images, h, w, c].
+        """
+        about = DIALS[dial]
+        arranged = PRESETS["neighbour_agreement_only"] if dial in CLASSES else None
+        n_channels = len(CHANNELS) if dial.removeprefix("intensity_") in CHANNELS[5:] else 5
+        scene = Scene(image_px, n_channels, "field", 0)
+        held: Mapping[str, float] = {}
+        if arranged is not None:
+            scene, held = scene_of(dataclasses.replace(arranged, image_px=64)), arranged.held
+        ends = [np.clip(about.turned(steps), about.low, about.high) for steps in (-2, 2)]
+        values = np.geomspace(*ends, n_steps) if about.log else np.linspace(*ends, n_steps)
+        technique = Optics(np.ones(n_channels), np.ones(n_channels), np.ones(n_channels))
+        images = []
+        for value in values:
+            draw = rng(seed, WELL, 0)
+            dials = {
+                name: np.full(n_images, held.get(name, other.control))
+                for name, other in (BIOLOGY | OPTICS).items()
+            }
+            if dial == "handedness":
+                dials["agreement"] = np.ones(n_images)
+            dials[dial] = np.full(n_images, value)
+            cells = place(draw, dials, scene)
+            light = collect(paint(draw, cells, dials, scene), dials, technique)
+            images.append(expose(draw, light, dials["exposure"], noise=noise))
+        return np.stack(images)
+
+    @classmethod
+    def layout(cls, plan: Plan) -> pd.DataFrame:
+        """The metadata that an experiment has before an image is drawn: a row a well and class."""
+        found = [cls.well(unit, plan.shared) for unit in plan.units]
+        rows = [_known_of_well(preset, well, seed) for preset, seed, well in found]
+        preset = found[0][0]
+        if preset.kind == "pairs":
+            (label,) = preset.label
+            rows = [{**row, label: name} for row in rows for name in CLASSES[label]]
+        return pd.DataFrame(rows)
+
+
+def resolve(config: str, options: Mapping[str, Any]) -> Preset:
+    """The preset of a config with the options over it; `InputError` for one that cannot be."""
+    return _resolve(config, tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=64)  # every unit of a plan asks, and what is cached hangs on it
+def _resolve(config: str, settled: tuple[tuple[str, Any], ...]) -> Preset:
+    preset, options = PRESETS[config], dict(settled)
+    changes: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in TIES and value:
+            changes[key] = tuple(part.strip() for part in value.split("+") if part.strip())
+        elif key not in ("seed", "noise") and value:
+            changes[key] = value
+    pairs = preset.kind == "pairs"
+    for key, fixed in (("label", preset.kind in ("pairs", "screen")), ("view", pairs)):
+        if fixed and key in changes:
+            raise InputError(f"synthetic_cells option {key}: {config} has its own")
+    preset = dataclasses.replace(preset, **changes)
+    checked = {"seed": options["seed"], **dataclasses.asdict(preset)}
+    for name, (low, high) in Builder.LIMITS.items():
+        if not low <= checked[name] <= high:
+            raise InputError(
+                f"synthetic_cells option {name} must be from {low} to {high}, not {checked[name]}"
+            )
+    for name, allowed in (("view", VIEWS), ("confound", CONFOUNDS)):
+        if checked[name] not in allowed:
+            raise InputError(
+                f"synthetic_cells option {name} must be one of {', '.join(allowed)}, not "
+                f"{checked[name]!r}"
+            )
+    for key in TIES:
+        usable = {**BIOLOGY, **OPTICS} if key != "label" else DIALS
+        absent = set(CHANNELS[preset.n_channels :])
+        names = [name for name in usable if name.removeprefix("intensity_") not in absent]
+        for name in checked[key]:
+            if name not in names:
+                raise InputError(
+                    f"synthetic_cells option {key}: {name!r} is no dial; they are, joined by +: "
+                    f"{', '.join(names)}"
+                )
+            if name in CLASSES and key == "label" and not pairs:
+                raise InputError(
+                    f"synthetic_cells option label: {name} is drawn in pairs; use the config "
+                    "handedness_only or neighbour_agreement_only"
+                )
+    if n_wells(preset) > 26 * COLUMNS:
+        raise InputError(
+            f"synthetic_cells option wells_per_treatment: {preset.wells_per_treatment} makes "
+            f"{n_wells(preset)} wells a plate, expected at most {26 * COLUMNS}"
+        )
+    return preset
+
+
+def metadata_columns(preset: Preset) -> dict[str, str]:
+    """Metadata column -> type, in the order of the table."""
+    columns = {"plate": "text", "batch": "text"}
+    if not preset.withhold:
+        columns |= {"well": "text", "row": "text", "column": "int"}
+    columns |= {"site": "int", "field": "text", "treatment": "text", "split": "text"}
+    if preset.kind in ("factors", "screen"):
+        columns["is_control"] = "bool"
+    if preset.kind == "factors":
+        columns |= {f"level_{dial}": "text" for dial in preset.label}
+    if preset.kind == "screen":
+        columns |= {"compound": "text", "mechanism": "text", "dose_um": "float"}
+    if preset.kind == "pairs":
+        columns |= {preset.label[0]: "text", "pair": "text"}
+    if "cells_per_well" in preset.label:
+        columns["cells_per_well"] = "int"
+    columns |= {f"factor_{dial}": "float" for dial in known_dials(preset)}
+    return columns | {"n_cells": "int"}
+
+
+def known_dials(preset: Preset) -> list[str]:
+    """Dials whose true value goes into the metadata: all of biology, and the optics that turn."""
+    absent = set(CHANNELS[preset.n_channels :])
+    tied = {*preset.label, *preset.batch, *preset.plate, *preset.position}
+    return [
+        name
+        for name in (*BIOLOGY, *OPTICS)
+        if name.removeprefix("intensity_") not in absent and (name in BIOLOGY or name in tied)
+    ]
+
+
+def declaration(preset: Preset) -> Declaration:
+    nuisance = ("plate", "batch", *(() if preset.withhold else POSITION))
     fixed: dict[str, Any] = {
         "unit": ("plate",),
         "split": "fixed",
         "split_column": "split",
-        "audit": NUISANCE,
+        "audit": nuisance,
     }
     dealt: dict[str, Any] = {
         "unit": ("field",),
@@ -170,78 +289,175 @@ def _declaration() -> Declaration:
         "nuisance": True,
         "metric": "accuracy",
     }
+    truth = tuple(_truth(dial) for dial in preset.label)
+    if preset.kind == "factors":
+        targets = (
+            Target("treatment", "treatment", **fixed, truth=truth),
+            *(
+                Target(dial, f"level_{dial}", **fixed, truth=(_truth(dial),))
+                for dial in preset.label
+            ),
+            Target("plate", "plate", **dealt),
+        )
+    elif preset.kind == "screen":
+        known = tuple(f"factor_{dial}" for dial in known_dials(preset))
+        by_compound: dict[str, Any] = {"split": "k_fold", "n_folds": FOLDS, "audit": nuisance}
+        targets = (
+            Target("mechanism", "mechanism", unit=("compound",), truth=known, **by_compound),
+            Target("compound", "compound", truth=known, **fixed),
+            Target("plate", "plate", **dealt),
+        )
+    elif preset.kind == "pairs":
+        (dial,) = preset.label
+        targets = (Target(dial, dial, **fixed, truth=truth),)
+    else:
+        aggregate = ("plate", "well") if "cells_per_well" in preset.label else ()
+        truth = truth or tuple(f"factor_{dial}" for dial in preset.position)
+        targets = (Target("treatment", "treatment", **fixed, truth=truth, aggregate=aggregate),)
     return Declaration(
         name="synthetic_cells",
-        channels=CHANNELS,
+        channels=CHANNELS[: preset.n_channels],
         pixel_um=PIXEL_UM,
-        targets=(
-            Target("treatment", "treatment", **fixed),
-            *(Target(factor, f"level_{factor}", **fixed) for factor in FACTORS),
-            Target("plate", "plate", **dealt),
-        ),
-        nuisance=NUISANCE,
-        symmetries=("flip", "rot90"),
+        targets=targets,
+        nuisance=nuisance,
+        symmetries=preset.symmetries,
         pretraining="train",
     )
 
 
-def _rng(seed: int, stream: int, plate: int, well: int = 0) -> np.random.Generator:
-    """A generator of its own for every use: nothing depends on what was drawn before."""
-    return np.random.default_rng([stream, seed, plate, well])
-
-
-def _layout(seed: int, plate: int, wells_per_treatment: int) -> list[str]:
-    """The treatment of each well of a plate, row by row; another order on every plate."""
-    order = _rng(seed, LAYOUT, plate).permutation(len(TREATMENTS) * wells_per_treatment)
-    return [TREATMENTS[i % len(TREATMENTS)] for i in order]
-
-
-def _place(plate: int) -> tuple[str, int]:
-    """Split and batch number of a plate, both from 1."""
-    cycle, position = divmod(plate - 1, len(PLATES))
-    split, batch = PLATES[position]
-    return split, cycle * BATCHES + batch
-
-
-def _level(treatment: str, factor: str) -> str:
-    """low, control or high; "" where the treatment changes another factor."""
-    if treatment == CONTROL:
-        return CONTROL
-    changed, level = treatment.rsplit("_", 1)
-    return level if changed == factor else ""
-
-
-def _draw_factors(rng: np.random.Generator, treatment: str, n: int) -> dict[str, np.ndarray]:
-    """The true factors of n images of one well, float32 [n] each."""
-    drawn = {}
-    for name, factor in FACTORS.items():
-        level = LEVELS[_level(treatment, name) or CONTROL]
-        shift = level * np.log(factor.effect) + rng.normal(0, WELL_SPREAD)
-        values = factor.control * np.exp(shift + rng.normal(0, factor.spread, n))
-        drawn[name] = values.astype(np.float32)
-    return drawn
-
-
-def _optics(seed: int, plate: int, row: int, column: int, rows: int) -> Optics:
-    """The technique of a well: its batch, its plate and its place on the plate."""
-    n = len(CHANNELS)
-    gain, background, blur = np.zeros(n), np.zeros(n), np.zeros(n)  # logarithms
-    batch_rng, plate_rng = _rng(seed, BATCH, _place(plate)[1]), _rng(seed, PLATE, plate)
-    for rng, size in ((batch_rng, 1.0), (plate_rng, 0.7)):
-        gain += rng.normal(0, 0.3 * size, n)
-        background += rng.normal(0, 0.4 * size, n)
-        blur += rng.normal(0, 0.08 * size) + rng.normal(0, 0.06 * size, n)
-    # From -1 at the upper left well to 1 at the lower right one.
-    down = 2 * row / max(rows - 1, 1) - 1
-    right = 2 * column / (len(TREATMENTS) - 1) - 1
-    slope = plate_rng.normal(0, 0.1, 2)  # stain or light runs unevenly over a plate
-    return Optics(
-        gain=np.exp(gain + slope[0] * down + slope[1] * right),
-        background=np.exp(background),
-        blur_px=np.clip(1.05 * np.exp(blur), 0.6, MARGIN_PX / 3),
-        ramp=(0.25 * down, 0.25 * right),
+def _truth(dial: str) -> str:
+    """The metadata column with what was drawn; of a density that is the cells that are there."""
+    return {"cells_per_well": "cells_per_well", "cell_density": "n_cells"}.get(
+        dial, f"factor_{dial}"
     )
 
 
-def _letter(row: int) -> str:
-    return chr(ord("A") + row)
+def draw_well(
+    preset: Preset, well: Well, seed: int, *, noise: bool = True
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """The images of a well in their order, each [h, w, c] with what the metadata say of it."""
+    draw = rng(seed, WELL, well.plate, well.number)
+    n, scene = cells_of(preset, well), scene_of(preset)
+    dials = draw_dials(draw, preset, well, seed, n)
+    at_once = max(2, BATCH_PX // scene.canvas_px**2)
+    drawing = _draw_pairs if preset.kind == "pairs" else _draw
+    for start in range(0, n, at_once):
+        part = {name: values[start : start + at_once] for name, values in dials.items()}
+        yield from drawing(draw, part, preset, optics(preset, well, seed), start, noise)
+
+
+def scene_of(preset: Preset) -> Scene:
+    return Scene(preset.image_px, preset.n_channels, preset.view, preset.n_cells)
+
+
+def _draw(
+    draw: np.random.Generator,
+    dials: Dials,
+    preset: Preset,
+    technique: Optics,
+    start: int,
+    noise: bool,
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    scene = scene_of(preset)
+    cells = place(draw, dials, scene)
+    light = collect(paint(draw, cells, dials, scene), dials, technique)
+    images = expose(draw, light, dials["exposure"], noise=noise)
+    yield from zip(_known(preset, dials, cells, scene), images, strict=True)
+
+
+def _draw_pairs(
+    draw: np.random.Generator,
+    dials: Dials,
+    preset: Preset,
+    technique: Optics,
+    start: int,
+    noise: bool,
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Both classes of every arrangement, in random order; `start` is that of the first pair.
+
+    A mirrored class is the light of the other one turned round, so that they differ in noise alone.
+    Where cells disagree the same arrangement is drawn again with half of its cells mirrored, each
+    on its own.
+    """
+    scene, (label,) = scene_of(preset), preset.label
+    members = []
+    if label == "handedness":
+        right = {**dials, "handedness": np.ones_like(dials["handedness"])}
+        right["agreement"] = np.ones_like(dials["agreement"])
+        left = {**right, "handedness": -right["handedness"]}
+        cells = place(draw, right, scene)
+        light = collect(paint(draw, cells, right, scene), right, technique)
+        members = [(left, cells, light[..., ::-1]), (right, cells, light)]
+    else:
+        state = draw.bit_generator.state
+        for share in (0.5, 1.0):
+            draw.bit_generator.state = state
+            these = {**dials, "agreement": np.full_like(dials["agreement"], share)}
+            cells = place(draw, these, scene)
+            light = collect(paint(draw, cells, these, scene), these, technique)
+            members.append((these, cells, light))
+    drawn = [
+        list(
+            zip(
+                _known(preset, these, cells, scene),
+                expose(draw, light, these["exposure"], noise=noise),
+                strict=True,
+            )
+        )
+        for these, cells, light in members
+    ]
+    swapped = draw.uniform(size=len(drawn[0])) < 0.5
+    for i, swap in enumerate(swapped):
+        for member in (1, 0) if swap else (0, 1):
+            known, image = drawn[member][i]
+            about = {label: CLASSES[label][member], "pair": f"{start + i:04d}"}
+            yield {**known, **about}, image
+
+
+def _known(preset: Preset, dials: Dials, cells: Cells, scene: Scene) -> list[dict[str, Any]]:
+    """What the metadata say of each image."""
+    edge = scene.canvas_px
+    margin = (edge - scene.image_px) / 2
+    inside = cells.there & (cells.x > margin) & (cells.x < edge - margin)
+    inside &= (cells.y > margin) & (cells.y < edge - margin)
+    count = inside.sum(axis=1)
+    return [
+        {
+            **{f"factor_{name}": float(dials[name][i]) for name in known_dials(preset)},
+            "n_cells": int(count[i]),
+        }
+        for i in range(len(count))
+    ]
+
+
+def _known_of_well(preset: Preset, well: Well, seed: int) -> dict[str, Any]:
+    treatment, plate = well.treatment, f"P{well.plate:02d}"
+    name = well.name
+    known: dict[str, Any] = {"plate": plate, "batch": f"B{well.batch:02d}"}
+    if preset.withhold:  # a number that does not tell where it is
+        order = rng(seed, WELL, well.plate).permutation(n_wells(preset))
+        name = f"{order[well.number]:03d}"
+    else:
+        known |= {"well": well.name, "row": well.letter, "column": well.column + 1}
+    known |= {"field": f"{plate}/{name}", "treatment": treatment.name, "split": well.split}
+    if preset.kind in ("factors", "screen"):
+        known["is_control"] = not treatment.steps
+    if preset.kind == "factors":
+        known |= {f"level_{dial}": _level(treatment.name, dial) for dial in preset.label}
+    if preset.kind == "screen":
+        known |= {
+            "compound": treatment.compound,
+            "mechanism": treatment.mechanism,
+            "dose_um": treatment.dose_um,
+        }
+    if "cells_per_well" in preset.label:
+        known["cells_per_well"] = cells_of(preset, well)
+    return known
+
+
+def _level(treatment: str, dial: str) -> str:
+    """low, control or high; "" where the treatment turns another dial."""
+    if treatment == CONTROL:
+        return CONTROL
+    turned, level = treatment.rsplit("_", 1)
+    return level if turned == dial else ""
