@@ -69,6 +69,9 @@ class Floors:
                 [self.make(part) for part in ("pixels", "nuclei", "layout")]
             ),
             "texture_bank": lambda: TextureBankRepresentation(self._channels),
+            "texture_bank_mirrored": lambda: TextureBankRepresentation(
+                self._channels, mirrored=True
+            ),
             "random_projection": lambda: RandomProjectionRepresentation(width),
             "aggregation_noise": lambda: AggregationNoiseRepresentation(width),
         }
