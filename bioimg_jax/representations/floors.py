@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, TWIN
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, TRUTH, TWIN, truth_name
 from bioimg_jax.errors import InputError
 from bioimg_jax.extensions import check_name, digest, load_build
 from bioimg_jax.representations.aggregation_noise import AggregationNoiseRepresentation
@@ -126,7 +126,9 @@ class Floors:
     def _add(self, path: Path) -> None:
         representation = load_build(path, KEY)(self._channels, self._width)
         name, kind = representation.name, representation.kind
-        taken = {*self._makers, *NOT_MADE, MetadataRepresentation.name}
+        taken = {*self._makers, *NOT_MADE, MetadataRepresentation.name, TRUTH}
+        if name.startswith(truth_name("")):  # would be taken for the ceiling of a target
+            taken.add(name)
         check_name(name, taken, f"{KEY}: {path}")
         if kind not in KINDS:
             raise InputError(f"{KEY}: {path}: kind {kind!r}, expected one of {', '.join(KINDS)}")
