@@ -13,7 +13,16 @@ import jax
 import numpy as np
 
 from bioimg_jax import mesh as meshes
-from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, OWN, STEP0, TWIN, floor_ids
+from bioimg_jax.benchmarks.ladder import (
+    CHANCE,
+    FAMILY,
+    ON_LAYOUT,
+    OWN,
+    STEP0,
+    TWIN,
+    floor_ids,
+    truth_name,
+)
 from bioimg_jax.checkpoint import Saved
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
@@ -26,6 +35,7 @@ from bioimg_jax.representations.encoder import EncoderRepresentation, layers_of,
 from bioimg_jax.representations.floors import Floors
 from bioimg_jax.representations.metadata import MetadataRepresentation, metadata_columns
 from bioimg_jax.representations.representation import ENCODERS, TOKENS, Representation
+from bioimg_jax.representations.truth import TruthRepresentation
 from bioimg_jax.representations.untrained import (
     Member,
     members,
@@ -351,6 +361,20 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
             folds={target.name: range(len(dataset.folds(target.name)))},
         )
 
+    def of_truth(target: Target) -> Candidate:
+        """What the label was drawn from, whose score is the ceiling; nobody has to ask for it."""
+        made = functools.partial(TruthRepresentation, dataset.metadata, target.truth)
+        return Candidate(
+            name=truth_name(target.name),
+            kind=TruthRepresentation.kind,
+            seed=0,
+            saw=nothing,
+            make=made,
+            layers=made().layers,
+            identity={"representation": "truth", "columns": list(target.truth)},
+            folds={target.name: range(len(dataset.folds(target.name)))},
+        )
+
     def at_random(member: Member) -> Candidate:
         name, encoder = member.name, member.encoder
         identity = {
@@ -399,6 +423,7 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
     if METADATA in added_representations(settings):
         about = map(of_metadata, dataset.declaration.targets)
         found += [candidate for candidate in about if candidate is not None]
+    found += [of_truth(t) for t in dataset.declaration.targets if t.truth and not t.nuisance]
     return found
 
 

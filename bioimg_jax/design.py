@@ -25,6 +25,7 @@ from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.representations.representation import TOKENS
+from bioimg_jax.representations.truth import TruthRepresentation
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import train_overlap
 from bioimg_jax.statistics.plan import Design, plan_table
@@ -63,6 +64,9 @@ def check_settings(evaluation: Evaluation, dataset: Dataset) -> None:
         )
     own_floors(evaluation)
     dataset.check_crop(evaluation.crop_px)
+    for target in targets:
+        if target.truth and not target.nuisance:
+            TruthRepresentation(dataset.metadata, target.truth)
     for benchmark in chosen_benchmarks(evaluation.settings):
         for target in targets:
             benchmark.check(target)

@@ -15,7 +15,7 @@ from typing import Any
 
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.benchmark import layers_for
-from bioimg_jax.benchmarks.ladder import cases, floor_ids, untrained_distribution
+from bioimg_jax.benchmarks.ladder import cases, floor_ids, untrained_distribution, with_ceilings
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.budget import budget
 from bioimg_jax.candidates import Evaluation, build_evaluation, candidates, own_floors
@@ -109,7 +109,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
                 file=sys.stderr,
             )
     overlap = {name: train_overlap(parts) for name, parts in folds.items()}
-    scores += averaged_over_seeds(scores, overlap)
+    scores = with_ceilings([*scores, *averaged_over_seeds(scores, overlap)])
     about = [target_row(target, dataset, rows, folds, audited[target.name]) for target in targets]
     floors = floor_ids(settings["floors"])
     omitted = own_floors(evaluation).omitted

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bioimg_jax.benchmarks.ladder import STEP0
+from bioimg_jax.benchmarks.ladder import STEP0, TRUTH
 from bioimg_jax.candidates import Candidate, Evaluation, Trained
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.pipeline import evaluation_batches
@@ -93,7 +93,11 @@ def _compared(
 ) -> dict[str, Any]:
     """Encoders, their twins and the floors, by the default layer of each, on a part of the rows."""
     twins = {one.name: one.name + STEP0 for one in evaluation.trained if one.held_out is None}
-    floors = [name for name, one in names.items() if one.encoder is None and one.kind != "metadata"]
+    floors = [
+        name
+        for name, one in names.items()
+        if one.encoder is None and one.kind not in ("metadata", TRUTH)
+    ]
     part = np.sort(drawn_rows(rows, 10 * COMPARED_ROWS))
     tables = {}
     for name in (*twins, *twins.values(), *floors):

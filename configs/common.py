@@ -70,8 +70,8 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "untrained_seeds": 5,  # other random initialisations, of every variant of the encoder
         "untrained_variants": "",  # of it: "layerscale=1;layerscale=1e-4,dtype=bfloat16"
         "resnet18": True,  # a randomly initialised ResNet-18
-        # More to show: nuclei, layout, layout_rendered, layout_trained, texture_bank, metadata, or
-        # your_own.py.
+        # More to show: nuclei, layout, layout_rendered, layout_trained, texture_bank,
+        # texture_bank_mirrored (blind to handedness), metadata, or your_own.py.
         "representations": "",
         "blocks": 4,  # depths to probe, the last one included; 0: all
         "poolings": "cls,mean",  # any of cls, mean, mean_std, tokens

@@ -22,10 +22,16 @@ from bioimg_jax.statistics.unit_metric import unit_values
 from bioimg_jax.statistics.verdict import CHANCE, Case
 
 TWIN, FAMILY, ON_LAYOUT = "twin", "selected", "layout_trained"
+TRUTH = "truth"  # kind of what the ceiling is measured by, and how its name begins
 STEP0 = "_step0"  # ends the name of a twin
 # Floors that every encoder has one of its own of, by the end of their names.
 OWN = {TWIN: STEP0, ON_LAYOUT: "_on_layout"}
 NOT_OURS = "it was imported, and what it started from is not known"
+
+
+def truth_name(target: str) -> str:
+    """Of the representation of a target's latent factors: "truth_treatment"."""
+    return f"{TRUTH}_{target}"
 
 
 def floor_ids(text: str) -> tuple[str, ...]:
@@ -49,7 +55,8 @@ def cases(
 ) -> list[Case]:
     """One case for each benchmark, target and encoder that was trained or imported.
 
-    Training seeds of one recipe (`settings["group"]`) are one case, each judged on all units.
+    Training seeds of one recipe (`settings["group"]`) are one case, each judged on all units. Where
+    a target's latent factors were scored, they are the ceiling, unit by unit.
 
     Args:
       targets: "name", "nuisance" and "audit" (`statistics.audit.audit`) of each.
@@ -65,6 +72,7 @@ def cases(
             mine = _chosen(
                 [s for s in scores if (s.benchmark, s.target) == (benchmark, target["name"])]
             )
+            truth = _truth(mine, target["name"])
             for name, encoders in _judged(mine).items():
                 audited, first = target["audit"], encoders[0]
                 absent = {k: v for k, v in omitted.items() if k in floors}
@@ -87,13 +95,32 @@ def cases(
                         metadata=audited["rivals"],
                         nuisance=target["nuisance"],
                         delta=delta,
-                        ceiling=first.ceiling,
+                        ceiling=first.ceiling if truth is None else truth.per_unit,
                         overlap=overlap[target["name"]],
                         rows=first.unit_rows or None,
                         method=method,
                     )
                 )
     return found
+
+
+def with_ceilings(scores: Sequence[Score]) -> list[Score]:
+    """The scores, with what the truth of their target scores as the ceiling, where it is known."""
+    ceilings = {}
+    for benchmark, target in dict.fromkeys((s.benchmark, s.target) for s in scores):
+        mine = _chosen([s for s in scores if (s.benchmark, s.target) == (benchmark, target)])
+        if (truth := _truth(mine, target)) is not None:
+            ceilings[benchmark, target] = truth.value
+    return [
+        dataclasses.replace(s, ceiling=ceilings.get((s.benchmark, s.target), s.ceiling))
+        for s in scores
+    ]
+
+
+def _truth(scores: Sequence[Score], target: str) -> Score | None:
+    """Of one score a representation on a target, that of its latent factors."""
+    named = (s for s in scores if s.representation == truth_name(target) and s.kind == TRUTH)
+    return next(named, None)
 
 
 def _judged(scores: Sequence[Score]) -> dict[str, list[Score]]:

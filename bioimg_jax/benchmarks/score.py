@@ -14,7 +14,8 @@ class Score:
 
     value: mean of `per_unit`, the metric inside each unit of independence of the test side.
     interval: 95 % of the mean over units, None for fewer than 4 units.
-    chance, ceiling: of the metric; ceiling None where unknown.
+    chance, ceiling: of the metric; ceiling None where unknown, and in results what the truth of the
+      target scores, where the data set knows it (`ladder.with_ceilings`).
     unit: the metadata columns whose joint value is the unit of independence.
     exposure: what the encoder saw of the test side: "none", "images", "labels" or "unknown".
     search_budget: how many candidates validation chose from.

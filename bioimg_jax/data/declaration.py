@@ -31,7 +31,8 @@ class Target:
     where: tuple[tuple[str, tuple[str, ...]], ...] = ()  # keep rows whose value is among these
     audit: tuple[str, ...] = ()  # metadata columns that may give this target away
     metric: str = "balanced_accuracy"  # inside each test unit; "accuracy" where it has one class
-    truth: tuple[str, ...] = ()
+    truth: tuple[str, ...] = ()  # numeric or bool metadata columns that the label was drawn from:
+    # what the same probe makes of them is the ceiling of every score
     aggregate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -92,6 +93,7 @@ class Declaration:
                     "unit": tuple(target["unit"]),
                     "audit": tuple(target["audit"]),
                     "where": tuple((column, tuple(values)) for column, values in target["where"]),
+                    "truth": tuple(target.get("truth", ())),  # older sets know of none
                 }
             )
             for target in fields["targets"]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 INK, MUTED, ACCENT, PALE = "#1f2933", "#7b8794", "#0b6e99", "#b9d4df"
 UNITS_SHOWN = 60  # more are a smear
 LEVELS_NAMED = 12  # of a map's colours
+CEILING = "ceiling"  # the rung of what labels were drawn from
 ROLES = {"encoder": (ACCENT, "D"), "floor": (INK, "s"), "shown": (MUTED, "o")}
 MARKS = ((ACCENT, "D"), (INK, "s"), (MUTED, "o"), ("#c05621", "^"), ("#6b46c1", "v"))
 STYLE: Any = {
@@ -65,7 +66,8 @@ def score_curve(probes: Sequence[Mapping[str, Any]]) -> Figure:
 def ladder(rungs: Sequence[Mapping[str, Any]]) -> Figure:
     """One line a rung, the highest first: value, interval, and the value of every unit.
 
-    rungs: rows of results.json with "role": "encoder", "floor" or "shown".
+    rungs: rows of results.json with "role": "encoder", "floor" or "shown"; through one with "rung":
+      "ceiling" goes a line from top to bottom.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.85 + 0.3 * len(rungs)), layout="constrained")
@@ -80,6 +82,8 @@ def ladder(rungs: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.plot(row["interval"], [y, y], color=colour, linewidth=2.2, zorder=2,
                           solid_capstyle="round")  # fmt: skip
             axes.plot([row["value"]], [y], marker, color=colour, markersize=6.5, zorder=3)
+            if row.get("rung") == CEILING:
+                axes.axvline(row["value"], color=INK, linewidth=0.8, zorder=0.5)
             if row["role"] == "encoder":
                 axes.axhspan(y - 0.45, y + 0.45, color="#eef6fa", zorder=0)
         chance = rungs[0]["chance"]

@@ -12,7 +12,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, STEP0
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, STEP0, TRUTH, truth_name
 from bioimg_jax.benchmarks.score import SCHEMA_VERSION, SELECTED, headline_rows
 from bioimg_jax.command_line import flatten
 from bioimg_jax.errors import InputError
@@ -78,6 +78,7 @@ def write_report(workdir: Path) -> Path:
         in_short=_in_short(results),
         legends=LEGENDS,
         units_shown=figures.UNITS_SHOWN,
+        has_truth=any(row["kind"] == TRUTH for row in results["scores"]),
         rows_printed=ROWS_PRINTED,
         beside=_beside(results),
         doubts=_doubts(results),
@@ -178,7 +179,10 @@ def _ladders(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             for row in headline_rows(results["scores"], target["name"], benchmark):
                 name = row["representation"]
                 role = "encoder" if name in judged else "floor" if name in floors else "shown"
-                rungs.append({**row, "role": role, "rung": floors.get(name, "")})
+                rung = floors.get(name, "")
+                if (name, row["kind"]) == (truth_name(target["name"]), TRUTH):
+                    rung = figures.CEILING
+                rungs.append({**row, "role": role, "rung": rung})
             blank = {**rungs[0], "per_unit": {}, "interval": None, "settings": {},
                      "exposure": "none", "search_budget": 1}  # fmt: skip
             if CHANCE in results["floors"] and rows[0]["chance"] is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, TWIN
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, ON_LAYOUT, TRUTH, TWIN, truth_name
 from bioimg_jax.errors import InputError
 from bioimg_jax.extensions import check_name, digest, load_build
 from bioimg_jax.representations.aggregation_noise import AggregationNoiseRepresentation
@@ -69,6 +69,9 @@ class Floors:
                 [self.make(part) for part in ("pixels", "nuclei", "layout")]
             ),
             "texture_bank": lambda: TextureBankRepresentation(self._channels),
+            "texture_bank_mirrored": lambda: TextureBankRepresentation(
+                self._channels, mirrored=True
+            ),
             "random_projection": lambda: RandomProjectionRepresentation(width),
             "aggregation_noise": lambda: AggregationNoiseRepresentation(width),
         }
@@ -123,7 +126,9 @@ class Floors:
     def _add(self, path: Path) -> None:
         representation = load_build(path, KEY)(self._channels, self._width)
         name, kind = representation.name, representation.kind
-        taken = {*self._makers, *NOT_MADE, MetadataRepresentation.name}
+        taken = {*self._makers, *NOT_MADE, MetadataRepresentation.name, TRUTH}
+        if name.startswith(truth_name("")):  # would be taken for the ceiling of a target
+            taken.add(name)
         check_name(name, taken, f"{KEY}: {path}")
         if kind not in KINDS:
             raise InputError(f"{KEY}: {path}: kind {kind!r}, expected one of {', '.join(KINDS)}")

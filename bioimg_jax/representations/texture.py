@@ -12,6 +12,9 @@ edges of an image meet, so that features do not change when it is shifted round.
 Rotation: means and sds keep the orientation. A quarter turn of a square image permutes them, and
 their sums over orientations, which a linear probe can form, do not change. Nor do anisotropies and
 correlations, which are formed here because a linear probe cannot.
+
+Mirrors: a flip turns orientation o into -o. The mirrored bank averages the two, so that an image
+and its mirror image have the same features: it cannot say which way round a texture is.
 """
 
 import functools
@@ -41,13 +44,19 @@ class TextureBankRepresentation:
     """Gabor statistics in one layer, "texture".
 
     `feature_names` says what each of the features is, for the channels given.
+
+    Args:
+      mirrored: average each orientation with its mirror image, under the name
+        "texture_bank_mirrored". A flip of the image along either axis then changes no feature
+        beyond rounding; an orientation's name is the one of the pair below 90 degrees.
     """
 
-    name = "texture_bank"
     kind = "texture"
     dtype = "float32"  # few features: the floor loses nothing to rounding
 
-    def __init__(self, channels: Sequence[str]) -> None:
+    def __init__(self, channels: Sequence[str], *, mirrored: bool = False) -> None:
+        self.name = "texture_bank_mirrored" if mirrored else "texture_bank"
+        self._mirrored = mirrored
         pairs = list(itertools.combinations(channels, 2))
         self.feature_names = []
         for frequency in FREQUENCIES:
@@ -56,7 +65,7 @@ class TextureBankRepresentation:
                 self.feature_names += [
                     f"{channel}:{statistic}:{scale}:{180 * o // ORIENTATIONS}"
                     for channel in channels
-                    for o in range(ORIENTATIONS)
+                    for o in range(n_orientations(mirrored))
                 ]
             self.feature_names += [f"{channel}:anisotropy:{scale}" for channel in channels]
             self.feature_names += [f"{one}:{other}:correlation:{scale}" for one, other in pairs]
@@ -65,26 +74,32 @@ class TextureBankRepresentation:
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         # An accelerator's quick products would round to three digits.
         with jax.default_matmul_precision("highest"):
-            return {"texture": texture_statistics(batch["image"])}
+            return {"texture": texture_statistics(batch["image"], mirrored=self._mirrored)}
 
 
-@jax.jit
-def texture_statistics(images: jax.Array) -> jax.Array:
-    """Statistics [b, 4 (13 c + c (c - 1)/2)] of images [b, h, w, c] of any dtype, as documented.
+def n_orientations(mirrored: bool) -> int:
+    """Orientations that features tell apart: 0 and 90 degrees are mirror images of themselves."""
+    return ORIENTATIONS // 2 + 1 if mirrored else ORIENTATIONS
 
-    Scale by scale: mean and sd [c, orientations] of the magnitudes over space; anisotropy [c]; and
-    the correlation [c (c - 1)/2] of two channels' magnitudes, pooled over orientations. A wave
-    of amplitude 1 and a filter's own frequency and orientation has magnitude 1 there.
+
+@functools.partial(jax.jit, static_argnames="mirrored")
+def texture_statistics(images: jax.Array, *, mirrored: bool = False) -> jax.Array:
+    """Statistics [b, 4 ((2 o + 1) c + c (c - 1)/2)] of images [b, h, w, c] of any dtype.
+
+    Scale by scale: mean and sd [c, o] of the magnitudes over space, o = `n_orientations`;
+    anisotropy [c]; and the correlation [c (c - 1)/2] of two channels' magnitudes, pooled over
+    orientations. A wave of amplitude 1 and a filter's own frequency and orientation has magnitude 1
+    there.
     """
     spectrum = jnp.fft.fft2(transforms.standardise(images).transpose(0, 3, 1, 2))  # [b, c, h, w]
-    features = [_scale_statistics(spectrum, frequency) for frequency in FREQUENCIES]
+    features = [_scale_statistics(spectrum, frequency, mirrored) for frequency in FREQUENCIES]
     return jnp.concatenate(features, axis=1)
 
 
-def _scale_statistics(spectrum: jax.Array, frequency: float) -> jax.Array:
-    """Statistics [b, 13 c + c (c - 1)/2] of the responses to the filters of one frequency."""
+def _scale_statistics(spectrum: jax.Array, frequency: float, mirrored: bool) -> jax.Array:
+    """Statistics [b, (2 o + 1) c + c (c - 1)/2] of the responses to filters of one frequency."""
     b, c, h, w = spectrum.shape
-    rows, columns, filters = _filters(h, w, frequency)
+    rows, columns, filters = _filters(h, w, frequency, mirrored)
     band = spectrum[:, :, rows][:, :, :, columns]  # [b, c, rows, columns]
     # The inverse transform divides by the pixels of its own, smaller, grid.
     band = band * (len(rows) * len(columns) / (h * w))
@@ -111,17 +126,27 @@ def _scale_statistics(spectrum: jax.Array, frequency: float) -> jax.Array:
     scale = jnp.sqrt(jnp.diagonal(pooled, axis1=1, axis2=2) + LEAST_VARIANCE)
     first, second = np.triu_indices(c, k=1)
     correlation = pooled[:, first, second] / (scale[:, first] * scale[:, second])
+    if mirrored:
+        one = np.arange(n_orientations(mirrored))
+        other = -one % ORIENTATIONS
+        mean = (mean[:, :, one] + mean[:, :, other]) / 2
+        sd = (sd[:, :, one] + sd[:, :, other]) / 2
     return jnp.concatenate(
         [mean.reshape(b, -1), sd.reshape(b, -1), anisotropy, correlation], axis=1
     )
 
 
 @functools.lru_cache(maxsize=32)
-def _filters(h: int, w: int, frequency: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _filters(
+    h: int, w: int, frequency: float, mirrored: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and columns of an fft2 of [h, w] that matter, and the filters [orientations, ...] there.
 
     A filter has all but 0.2 % of its peak below twice its frequency: what lies above is cut off and
     the response computed on a grid of 1/(4 frequency) times fewer pixels a side.
+
+    `mirrored`: the filters of o and -o, and the points where the response is computed, are mirror
+    images of each other to rounding.
     """
     rows, columns = _lowest(h, 2 * frequency), _lowest(w, 2 * frequency)
     y, x = (rows / h)[:, None], (columns / w)[None, :]
@@ -134,6 +159,13 @@ def _filters(h: int, w: int, frequency: float) -> tuple[np.ndarray, np.ndarray, 
         filters.append(2 * np.exp(-exponent / (2 * frequency**2)))  # 2: the other side has the rest
     bank = np.stack(filters)
     bank[:, (y == 0) & (x == 0)] = 0.0  # the mean is no texture
+    if mirrored:
+        # A grid of even size has one frequency without its opposite, and so none of its mirror's.
+        bank[:, ~np.isin(-rows, rows)] = 0.0
+        bank[:, :, ~np.isin(-columns, columns)] = 0.0
+        # A flip is about the middle of the image, between the points of a smaller grid that starts
+        # at the first pixel; one that starts in the middle is flipped onto itself.
+        bank = bank * np.exp(1j * np.pi * (y * (h - 1) + x * (w - 1)))
     return rows % h, columns % w, bank.astype(np.complex64)
 
 

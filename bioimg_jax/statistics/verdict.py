@@ -57,7 +57,8 @@ class Case:
     metadata: columns -> unit -> score of these nuisance columns alone; "above" has to beat each.
     nuisance: the target is itself a nuisance column: scores, no verdict.
     delta: equivalence margin, absolute.
-    ceiling: the best possible score where it is known.
+    ceiling: the best possible score where it is known; unit -> score where it was measured, by the
+      truth that the labels were drawn from: then it has an error of its own.
     overlap: J · n_test / n_train of cross-validation folds with common training rows, else 0.
     rows: unit -> test rows behind its score, where the score is a share of right answers; their sum
       bounds a difference that is the same in every unit.
@@ -76,7 +77,7 @@ class Case:
     metadata: Mapping[str, PerUnit] = dataclasses.field(default_factory=dict)
     nuisance: bool = False
     delta: float = DELTA
-    ceiling: float | None = None
+    ceiling: float | PerUnit | None = None
     overlap: float = 0.0
     rows: Mapping[str, int] | None = None
     permutations: int | None = None
@@ -91,7 +92,8 @@ class Verdict:
     why: one sentence; qualified_by: assumptions and omissions that go with it.
     gain, interval: Delta and its unadjusted 95 % interval; nearest: the floor that decides it.
     normalised: {"value", "interval"}: gain / (ceiling - nearest floor), with Fieller's 95 %
-      interval; None where the ceiling is unknown or not far enough away (`intervals`).
+      interval; None where the ceiling is unknown or not far enough away (`intervals`), or measured
+      and above the floor by the same in every unit: then its error is unknown.
     n_seeds, seed_sd: training seeds, and the sd of the encoder's score over them; None for one.
     p_above, p_below: over the floors, of this test alone; holm_above, holm_below: in the family of
       the run; holm_metadata: of "above the floors and above the metadata", likewise, None without
@@ -316,7 +318,8 @@ class _Evidence:
     room: np.ndarray | None = None  # ceiling - floor [k, g], where a ceiling is known
     metadata: Paired | None = None  # the encoder minus each set of nuisance columns
     metadata_refusal: str = ""  # why nobody can tell whether it is above them
-    best_upper: float | None = None  # of the best floor's own score, where a ceiling is known
+    ceiling: float = math.nan  # mean over units
+    reach: float | None = None  # upper limit of best floor minus ceiling, where there is a ceiling
     best: str = ""
 
     @classmethod
@@ -346,14 +349,9 @@ class _Evidence:
             against = _against(case, values, rivals, resamples, sign, units)
             metadata_refusal = _unsettled(case, against, tuple(rivals))
         best = max(names, key=lambda name: sign * run[name].mean())
-        best_upper = None
-        if case.ceiling is not None:
-            own = Paired.of(sign * run[best][None], resamples=resamples, overlap=case.overlap)
-            if case.rows is not None and best != CHANCE:  # where it is the same in every unit
-                n = sum(case.rows[unit] for unit in units)
-                off = _off(float(run[best].mean()), n, ALPHA)[1 if sign > 0 else 0]
-                own = dataclasses.replace(own, bounds=np.array([off]))
-            best_upper = float(own.upper(1 - ALPHA)[0])
+        ceiling, reach = _ceiling(case, units), None
+        if ceiling is not None:
+            reach = _reach(case, best, run[best], ceiling, resamples, sign, units)
         return cls(
             units,
             missing,
@@ -361,12 +359,11 @@ class _Evidence:
             paired=paired,
             names=names,
             floors=each,
-            room=None
-            if case.ceiling is None
-            else sign * (case.ceiling - np.stack(list(run.values()))),
+            room=None if ceiling is None else sign * (ceiling - np.stack(list(run.values()))),
             metadata=against,
             metadata_refusal=metadata_refusal,
-            best_upper=best_upper,
+            ceiling=math.nan if ceiling is None else float(ceiling.mean()),
+            reach=reach,
             best=best,
         )
 
@@ -388,6 +385,37 @@ def _aligned(case: Case, name: str, values: PerUnit, units: list[str]) -> np.nda
         unit = units[int(np.argmin(np.isfinite(array)))]
         raise InputError(f"{case.benchmark}: {name} has no finite value in unit {unit!r}")
     return array
+
+
+def _ceiling(case: Case, units: list[str]) -> np.ndarray | None:
+    """The best possible score of each unit [g]."""
+    if isinstance(case.ceiling, Mapping):
+        return _aligned(case, "the truth", case.ceiling, units)
+    return None if case.ceiling is None else np.full(len(units), case.ceiling)
+
+
+def _reach(
+    case: Case,
+    name: str,
+    floor: np.ndarray,
+    ceiling: np.ndarray,
+    resamples: int,
+    sign: float,
+    units: list[str],
+) -> float:
+    """Upper confidence limit of a floor minus the ceiling [g], paired unit by unit.
+
+    Where the difference is the same in every unit, binomial: the floor's share may be better than
+    it looks, and a ceiling that was measured worse.
+    """
+    above = Paired.of(sign * (floor - ceiling)[None], resamples=resamples, overlap=case.overlap)
+    if case.rows is not None:
+        n, better = sum(case.rows[unit] for unit in units), 1 if sign > 0 else 0
+        off = 0.0 if name == CHANCE else _off(float(floor.mean()), n, ALPHA)[better]
+        if isinstance(case.ceiling, Mapping):
+            off += _off(float(ceiling.mean()), n, ALPHA)[1 - better]
+        above = dataclasses.replace(above, bounds=np.array([off]))
+    return float(above.upper(1 - ALPHA)[0])
 
 
 def _against(
@@ -516,14 +544,8 @@ def _decide(case: Case, evidence: _Evidence, adjusted: _Adjusted | None) -> Verd
     if evidence.missing or gain is None or adjusted is None:
         names = ", ".join(evidence.missing) or "any floor"
         return verdict(NONE, f"{NOT_RUN}: {names}")
-    sign = 1.0 if case.higher_is_better else -1.0
-    best_upper = -math.inf if evidence.best_upper is None else evidence.best_upper
-    if case.ceiling is not None and best_upper >= sign * case.ceiling - case.delta:
-        return verdict(
-            SATURATED,
-            f"the best floor, {evidence.best}, reaches up to {sign * best_upper:.3f}; the ceiling "
-            f"is {case.ceiling:.3f}",
-        )
+    if evidence.reach is not None and evidence.reach >= -case.delta:
+        return verdict(SATURATED, _saturated(case, evidence, evidence.reach))
     detected = _detected(adjusted)
     if gain.p_same < ALPHA_SAME:
         return verdict(SAME, f"the gain is between ± {case.delta:g}{detected}")
@@ -549,6 +571,20 @@ def _decide(case: Case, evidence: _Evidence, adjusted: _Adjusted | None) -> Verd
     )
 
 
+def _saturated(case: Case, evidence: _Evidence, reach: float) -> str:
+    if isinstance(case.ceiling, Mapping):
+        near = "reach" if reach >= 0 else f"come within {-reach:.3f} of"
+        return (
+            f"the best floor, {evidence.best}, may {near} what the truth scores unit by unit, "
+            f"on average {evidence.ceiling:.3f}"
+        )
+    highest = evidence.ceiling + (reach if case.higher_is_better else -reach)
+    return (
+        f"the best floor, {evidence.best}, reaches up to {highest:.3f}; the ceiling is "
+        f"{evidence.ceiling:.3f}"
+    )
+
+
 def _observed_sd(case: Case, gain: Gain, units: int) -> float:
     """The sd of one difference whose interval would be as wide as the gain's."""
     half = float(gain.high - gain.low) / 2
@@ -561,6 +597,8 @@ def _normalised(
     """The share of what the nearest floor leaves to gain; None where it is not worth saying."""
     if room is None or paired.constant[nearest]:
         return None
+    if isinstance(case.ceiling, Mapping) and np.ptp(room[nearest]) <= 1e-9:
+        return None  # measured, and yet without an error
     found = ratio_interval(
         paired.differences[nearest],
         room[nearest],

@@ -225,9 +225,10 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(0.35 * edge_px + 0.2, 0, 1)
+    inside = np.clip(0.18 * edge_px + 0.35, 0, 1)
     uu = u * u
-    thickness = inside * (0.12 + _decay(4.0 * uu))
+    glow = _decay(1.5 * uu)  # light of the whole height of a cell, in focus or not
+    thickness = inside * (0.08 + 0.8 * _decay(5.0 * uu)) + 0.14 * glow
 
     dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
     dy = plain_y + 0.8 * bend_y - of_owner(cells.y)

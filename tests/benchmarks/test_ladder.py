@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bioimg_jax.benchmarks.ladder import cases, floor_ids, selected_members, untrained_distribution
+from bioimg_jax.benchmarks.ladder import (
+    cases,
+    floor_ids,
+    selected_members,
+    untrained_distribution,
+    with_ceilings,
+)
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.unit_metric import unit_metric
@@ -107,6 +113,29 @@ def test_what_the_audit_says_goes_along() -> None:
     assert case.confounded == "well determines compound"
     assert case.metadata == {"well": dict.fromkeys(UNITS, 0.9)}
     assert made(target={**TARGET, "nuisance": True}).nuisance
+
+
+def test_the_truth_of_a_target_is_the_ceiling_of_its_benchmark_and_of_no_other() -> None:
+    measured = dict(zip(UNITS, (0.9, 0.8, 0.95, 0.85), strict=True))
+    truth = score("truth_compound", 0.875, kind="truth", block="truth", per_unit=measured)
+    layer = score("truth_compound", 0.7, kind="truth", block="other", per_unit={})
+    chosen = dataclasses.replace(truth, block="selected")
+    case = made([*SCORES, truth])
+    assert case.ceiling == measured and case.encoder == "mae_vit"
+    assert made([*SCORES, layer, chosen]).ceiling == measured  # of layers the selected one
+    assert "truth_compound" not in case.floors
+    elsewhere = [
+        dataclasses.replace(truth, target="position"),
+        dataclasses.replace(truth, benchmark="knn"),
+        dataclasses.replace(truth, representation="truth_position"),
+        dataclasses.replace(truth, kind="pixels"),
+    ]
+    for other in elsewhere:
+        found = cases([*SCORES, other], [TARGET], ["pixels"], delta=0.05, overlap={"compound": 0.0})
+        assert [case.ceiling for case in found] == [1.0]
+    rows = with_ceilings([*SCORES, truth, dataclasses.replace(SCORES[0], benchmark="knn")])
+    assert [row.ceiling for row in rows] == [0.875] * (len(SCORES) + 1) + [1.0]
+    assert with_ceilings(SCORES) == SCORES
 
 
 def test_an_imported_encoder_has_no_floor_of_its_own_and_the_verdict_says_so() -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from bioimg_jax.data.declaration import Declaration, Target
@@ -25,10 +27,18 @@ def test_json_round_trip_keeps_everything() -> None:
         "leave_one_out",
         where=(("compound", ("DMSO",)), ("well", ("A01", "J18"))),
         audit=("row", "column"),
+        truth=("density", "rising"),
     )
     nuisance = Target("plate", "plate", ("field",), "k_fold", n_folds=3, nuisance=True)
     original = declaration(target, nuisance)
     assert Declaration.from_json(original.to_json()) == original
+
+
+def test_a_declaration_of_before_the_truth_is_read() -> None:
+    original = declaration(Target("compound", "compound", ("plate",), "leave_one_out"))
+    fields = json.loads(original.to_json())
+    del fields["targets"][0]["truth"]
+    assert Declaration.from_json(json.dumps(fields)) == original
 
 
 def test_unknown_target_names_the_ones_there_are() -> None:

@@ -247,6 +247,24 @@ def test_evidence_that_is_not_there_takes_no_room(tmp_path: Path) -> None:
     assert "Against each floor" not in change_results(tmp_path, refused)
 
 
+def test_the_truth_is_the_ceiling_of_the_ladder(tmp_path: Path) -> None:
+    write_run(tmp_path)
+
+    def add(results: dict[str, Any]) -> None:
+        about = {"kind": "truth", "block": "truth", "pooling": "", "ceiling": 0.93}
+        results["scores"].append(row("truth_compound", 0.93, **about))
+
+    page = change_results(tmp_path, add)
+    values = page[page.index("<summary>Values") : page.index('id="doubts"')]
+    assert re.search(r'truth_compound</td>\s*<td class="name">ceiling', values)
+    assert "thin black line" in page
+    rungs = [row("truth_compound", 0.93, role="shown", rung="ceiling", kind="truth"),
+             row("b", 0.4, role="floor", rung="b")]  # fmt: skip
+    lines = {tuple(line.get_xdata()) for line in figures.ladder(rungs).axes[0].lines}
+    assert (0.93, 0.93) in lines
+    assert not any(x == (0.4, 0.4) for x in lines)
+
+
 def test_a_metric_without_a_better_direction_has_no_ladder(tmp_path: Path) -> None:
     write_run(tmp_path)
 
@@ -259,6 +277,7 @@ def test_a_metric_without_a_better_direction_has_no_ladder(tmp_path: Path) -> No
         results["plan"].append({**results["plan"][0], "benchmark": "mixing"})
 
     page = change_results(tmp_path, add)
+    assert "thin black line" not in page  # nothing is known of what labels were drawn from
     ladders = page[page.index('id="ladder"') : page.index('id="doubts"')]
     assert ladders.count("<img") == 2 and "mixing" not in ladders
     assert "compound (mixing), by its design" not in page

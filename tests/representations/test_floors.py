@@ -9,7 +9,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.representations.floors import Floors
 
 NAMES = ("pixels", "nuclei", "layout", "layout_rendered", "combined", "texture_bank",
-         "random_projection", "aggregation_noise")  # fmt: skip
+         "texture_bank_mirrored", "random_projection", "aggregation_noise")  # fmt: skip
 OWN = """
 class Brightest:
     name, kind, dtype = "{name}", "{kind}", "float32"
@@ -46,7 +46,9 @@ def test_unknown_names_are_told_and_impossible_floors_are_left_out_with_the_reas
     floors = Floors(("grey",), 8, NAMES)
     assert set(floors.omitted) == {"nuclei", "layout", "layout_rendered", "combined"}
     assert "the data set has grey" in floors.omitted["nuclei"]
-    assert floors.names == ("pixels", "texture_bank", "random_projection", "aggregation_noise")
+    assert floors.names == (
+        "pixels", "texture_bank", "texture_bank_mirrored", "random_projection", "aggregation_noise",
+    )  # fmt: skip
 
 
 def test_a_file_adds_a_representation_and_its_text_is_part_of_what_it_is(tmp_path: Path) -> None:

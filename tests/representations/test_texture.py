@@ -17,8 +17,8 @@ from bioimg_jax.representations.texture import (
 )
 
 
-def by_name(images, channels=("DNA",)):
-    bank = TextureBankRepresentation(channels)
+def by_name(images, channels=("DNA",), mirrored=False):
+    bank = TextureBankRepresentation(channels, mirrored=mirrored)
     batch = {"image": images, "index": np.arange(len(images)), "mask": np.ones(len(images), bool)}
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         values = np.asarray(bank.features(batch)["texture"])
@@ -130,6 +130,48 @@ def test_odd_and_tiny_images():
         by_name(np.random.default_rng(0).random(shape).astype(np.float32), ("DNA", "RNA"))
 
 
+@pytest.mark.parametrize("size", [(64, 64), (33, 50)])  # grids of even and of odd size
+def test_a_mirrored_bank_is_blind_to_flips_and_the_other_one_is_not(size):
+    y, x = np.mgrid[: size[0], : size[1]]
+    slanted = np.sin((x + 0.6 * y) / 2)[None, :, :, None]
+    images = np.random.default_rng(5).normal(size=(2, *size, 1)).astype(np.float32)
+    images = ndimage.gaussian_filter(images, (0, 1, 1, 0)) + slanted.astype(np.float32)
+    flips = [np.flip(images, axis).copy() for axis in (1, 2)]
+    same = by_name(images, mirrored=True)
+    assert len(same) == 4 * (2 * 4 + 1)
+    for flipped in flips:
+        again = by_name(flipped, mirrored=True)
+        for name, values in same.items():
+            # Rounding of images of unit variance: a small share of it has the error of 1.
+            np.testing.assert_allclose(again[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    told = by_name(images)
+    for flipped in flips:
+        turned = by_name(flipped)
+        assert np.abs(told["DNA:mean:1/8:30"] - turned["DNA:mean:1/8:30"]).max() > 0.1
+        for name in ("DNA:mean:1/8:0", "DNA:mean:1/8:90", "DNA:anisotropy:1/8"):
+            np.testing.assert_allclose(turned[name], told[name], atol=0.01)
+
+
+def test_correlations_of_a_mirrored_bank_are_blind_to_flips_too():
+    images = noise(c=2) + noise(seed=1)
+    same, turned = (by_name(i, ("A", "B"), True) for i in (images, np.flip(images, 2).copy()))
+    for name, values in same.items():
+        np.testing.assert_allclose(turned[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_mirrored_bank_averages_an_orientation_and_its_mirror_image():
+    images = noise()
+    plain, mirrored = by_name(images), by_name(images, mirrored=True)
+    for statistic in ("mean", "sd"):
+        for angle in (0, 30, 60, 90):
+            pair = [plain[f"DNA:{statistic}:1/8:{a % 180}"] for a in (angle, -angle)]
+            found = mirrored[f"DNA:{statistic}:1/8:{angle}"]
+            # Responses are looked at half a grid step beside the plain ones.
+            np.testing.assert_allclose(found, np.mean(pair, axis=0), atol=0.01)
+
+
 def test_is_a_texture_floor():
     bank = TextureBankRepresentation(("DNA",))
     assert (bank.name, bank.kind) == ("texture_bank", "texture") and bank.kind in KINDS
+    mirrored = TextureBankRepresentation(("DNA",), mirrored=True)
+    assert (mirrored.name, mirrored.kind) == ("texture_bank_mirrored", "texture")

@@ -77,6 +77,37 @@ def test_fieller_covers_the_ratio_as_often_as_it_says(units):
     assert 0.935 < np.mean(covered) < 0.965
 
 
+@pytest.mark.parametrize("units", [4, 6, 20])
+def test_fieller_covers_over_a_ceiling_that_was_measured(units):
+    """By the truth, which is noisy unit by unit and shares the effects of units."""
+    rng = np.random.default_rng(100 + units)
+    measured, taken_as_known = [], []
+    for _ in range(2_000):
+        effect = rng.normal(0.0, 0.05, units)
+        ceiling = 0.8 + effect + rng.normal(0.0, 0.12, units)
+        floor = 0.4 + effect + rng.normal(0.0, 0.06, units)
+        encoder = 0.7 + effect + rng.normal(0.0, 0.06, units)
+        for top, covered in ((ceiling, measured), (ceiling.mean(), taken_as_known)):
+            found = ratio_interval(encoder - floor, top - floor)
+            if found is not None:
+                covered.append(found[1][0] <= 0.75 <= found[1][1])
+    assert len(measured) > 1_900
+    assert 0.935 < np.mean(measured) < 0.965
+    assert np.mean(taken_as_known) < 0.90  # its error counts
+
+
+def test_a_measured_ceiling_must_be_clear_of_the_floor_by_its_own_error_too():
+    rng = np.random.default_rng(5)
+    floor = rng.normal(0.5, 0.01, 12)
+    noise = rng.normal(0.0, 1.0, 12)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(12)  # a standard error of 1
+    gain = rng.normal(0.02, 0.01, 12)
+    room = 0.1
+    assert ratio_interval(gain, floor + room + 0.01 * noise - floor) is not None
+    assert ratio_interval(gain, floor + room + 0.04 * noise - floor) is None
+    assert ratio_interval(gain, np.full(12, room)) is not None  # known, not measured
+
+
 def test_fieller_covers_over_folds_with_common_training_rows_only_with_their_overlap():
     rng = np.random.default_rng(3)
     g, share = 10, 0.1

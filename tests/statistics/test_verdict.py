@@ -371,6 +371,88 @@ def test_no_normalised_gain_without_a_ceiling_clearly_above_the_floor() -> None:
     assert equal.word == "above" and equal.normalised is None  # no error, no interval
 
 
+def test_a_measured_ceiling_enters_the_normalised_gain_unit_by_unit() -> None:
+    truth = scores(0.9, 5)
+    found = one(ceiling=truth)
+    encoder, floor, top = (
+        np.array([of[unit] for unit in UNITS]) for of in (scores(0.6), scores(0.5, 1), truth)
+    )
+    gain = encoder - floor
+    assert found.word == "above" and found.normalised is not None
+    assert found.normalised["value"] == pytest.approx(gain.mean() / (top - floor).mean())
+    for limit in found.normalised["interval"]:
+        assert stats.ttest_1samp(gain - limit * (top - floor), 0.0).pvalue == pytest.approx(0.05)
+    mirrored = one(
+        values=[{unit: 1 - v for unit, v in scores(0.6).items()}],
+        floors={"pixels": {unit: 1 - v for unit, v in scores(0.5, 1).items()}},
+        higher_is_better=False,
+        ceiling={unit: 1 - v for unit, v in truth.items()},
+    )
+    assert mirrored.normalised is not None
+    assert mirrored.normalised["interval"] == pytest.approx(found.normalised["interval"])
+    # The same in every unit is the same number as one that is known.
+    same, known = one(ceiling=flat(0.9)), one(ceiling=0.9)
+    assert same.normalised == known.normalised and same.to_row() == known.to_row()
+    assert one(ceiling=scores(0.5, 5)).normalised is None  # not above the floor
+    parallel = {unit: value + 0.4 for unit, value in scores(0.5, 1).items()}
+    assert one(ceiling=parallel).normalised is None  # its error is unknown
+
+
+def test_saturation_by_a_measured_ceiling_is_paired_unit_by_unit() -> None:
+    wide = {unit: 0.7 + 20 * (v - 0.5) for unit, v in scores(0.5, 1).items()}  # sd 0.4
+    shifted = {unit: v + 0.1 + 0.1 * NOISE[4, i] for i, (unit, v) in enumerate(wide.items())}
+    about: dict[str, Any] = {"floors": {"pixels": wide}, "values": [scores(0.6)]}
+    # Between units the floor's mean is uncertain by more than it lacks; the difference is not.
+    assert one(**about, ceiling=float(np.mean(list(shifted.values())))).word == "saturated"
+    assert one(**about, ceiling=shifted).word != "saturated"
+    near = {unit: v + 0.02 + 0.1 * NOISE[4, i] for i, (unit, v) in enumerate(wide.items())}
+    found = one(**about, ceiling=near)
+    assert found.word == "saturated"
+    assert "pixels, may come within 0.0" in found.why
+    assert f"on average {np.mean(list(near.values())):.3f}" in found.why
+    under = {unit: v - 0.05 + 0.1 * NOISE[4, i] for i, (unit, v) in enumerate(wide.items())}
+    assert "pixels, may reach what" in one(**about, ceiling=under).why
+    turned = one(
+        values=[{unit: 1 - v for unit, v in scores(0.6).items()}],
+        floors={"pixels": {unit: 1 - v for unit, v in wide.items()}},
+        higher_is_better=False,
+        ceiling={unit: 1 - v for unit, v in near.items()},
+    )
+    assert turned.word == "saturated"
+
+
+def test_the_limit_to_a_measured_ceiling_is_that_of_the_paired_t() -> None:
+    truth = scores(0.6, 5)
+    d = np.array([scores(0.5, 1)[u] - truth[u] for u in UNITS])
+    limit = d.mean() + stats.t.ppf(0.975, 11) * d.std(ddof=1) / np.sqrt(12)
+    # Another encoder far above, so that "same" is not in the way.
+    about: dict[str, Any] = {"values": [scores(0.9)], "floors": {"pixels": scores(0.5, 1)}}
+    assert one(**about, ceiling=truth, delta=-limit + 1e-6).word == "saturated"
+    assert one(**about, ceiling=truth, delta=-limit - 1e-6).word == "above"
+    folds = one(**about, ceiling=truth, delta=-limit - 1e-6, overlap=0.5)  # a wider limit
+    assert folds.word == "saturated"
+
+
+def test_without_variance_the_bound_covers_floor_and_measured_ceiling() -> None:
+    about: dict[str, Any] = {"values": [scores(0.968)], "floors": {"pixels": flat(0.92)}}
+    rows = dict.fromkeys(UNITS, 10)  # 120: 0.92 is up to 0.962, and 0.99 down to 0.955
+    assert one(**about, ceiling=flat(0.99)).word != "saturated"
+    assert one(**about, ceiling=0.9925, rows=rows, delta=0.02).word != "saturated"
+    assert one(**about, ceiling=flat(0.9925), rows=rows, delta=0.02).word == "saturated"
+    many = dict.fromkeys(UNITS, 1_000)
+    assert one(**about, ceiling=flat(0.9925), rows=many, delta=0.02).word != "saturated"
+    chance: dict[str, Any] = {"values": [scores(0.968)], "floors": {"chance": flat(0.92)}}
+    known = one(**chance, ceiling=0.9925, rows=rows, delta=0.02)
+    measured = one(**chance, ceiling=flat(0.9925), rows=rows, delta=0.05)
+    assert known.word != "saturated" and measured.word == "saturated"
+    assert measured.normalised is None  # the truth above chance by the same in every unit
+
+
+def test_odd_units_of_the_truth_are_refused() -> None:
+    with pytest.raises(InputError, match="the truth and mae differ in unit 'plate11'"):
+        one(ceiling=scores(0.9, units=11))
+
+
 def test_what_qualifies_a_verdict_is_said() -> None:
     found = one(omitted={"layout": "no images behind the table"})
     assert "without layout: no images behind the table" in found.qualified_by
