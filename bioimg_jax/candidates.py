@@ -56,6 +56,7 @@ class Candidate:
     """A representation to score: made when its turn comes, so that one is in memory at a time.
 
     saw: indices of the examples that its pre-training saw; None where nobody knows.
+    with_labels: it saw them with the labels of some target.
     layers: layer name -> width, known before it is made.
     identity: everything besides the images that its features depend on, as plain JSON.
     encoder: what the images go through, where it is one.
@@ -73,6 +74,18 @@ class Candidate:
     group: str = ""
     folds: Mapping[str, Sequence[int]] | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    with_labels: bool = False
+
+    def exposure(self, tested: np.ndarray) -> str:
+        """To the examples `tested` (indices): "none", "images", "labels" or "unknown".
+
+        Labels of another target count as labels: targets of one well say much about each other.
+        """
+        if self.saw is None:
+            return "unknown"
+        if not np.isin(tested, self.saw).any():
+            return "none"
+        return "labels" if self.with_labels else "images"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +127,7 @@ class Trained:
         """Rows of the data set that pre-training saw; None if it was trained on another one."""
         if self.saved.meta["data"]["content_hash"] != dataset.content_hash:
             return None
-        return dataset.pretraining_indices(self._fold(dataset))
+        return dataset.pretraining_indices(self._fold(dataset), self.objective.target)
 
     def scorable(self, dataset: Dataset) -> dict[str, list[int]] | None:
         """The folds it may be scored on; None for all. One that held out a fold answers for it."""
@@ -316,6 +329,7 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
             },
             encoder=one.objective.encoder,
             group=one.group + STEP0 if one.group and untrained else one.group,
+            with_labels=bool(one.objective.target) and not untrained,
             folds=None if untrained else one.scorable(dataset),
             settings={
                 "step": 0 if untrained else one.saved.step,

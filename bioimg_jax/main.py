@@ -85,8 +85,13 @@ def run(config: dict[str, Any], workdir: Path, *, command: str) -> None:
         train.train(setup, dataset, workdir, probe=probe)
         checkpoints = [open_checkpoint(workdir)]
         trained_s = time.time() - start - prepared_s
-        if config["evaluate"]["inductive"] and dataset.declaration.pretraining == "all":
-            fold = dataset.folds(dataset.declaration.targets[0].name)[0]
+        fold = dataset.folds(dataset.declaration.targets[0].name)[0]
+        seen, _ = train.training_examples(setup, dataset)
+        if (
+            config["evaluate"]["inductive"]
+            and dataset.declaration.pretraining == "all"
+            and not set(fold.test).isdisjoint(seen)  # labels are of a train part alone
+        ):
             folder = workdir / "inductive"
             folder.mkdir(exist_ok=True)
             print(f"training again without {fold.name}", file=sys.stderr)
@@ -123,6 +128,7 @@ def _set_up(config: dict[str, Any]) -> tuple[Any, Any, Any]:
     setup, evaluation = train.build_run(config, channels), build_evaluation(config, channels)
     design.check_settings(evaluation, dataset)
     design.subset(config, dataset, dataset.declaration.targets[:1], "probe_examples")
+    train.training_examples(setup, dataset)
     return setup, evaluation, dataset
 
 
@@ -133,7 +139,9 @@ def _print_dry_run(setup: Any, dataset: Any) -> None:
     print(json.dumps(setup.config, indent=2))
     print(f"data: {len(dataset):,} images in {dataset.directory}")
     print(f"  channels: {', '.join(dataset.declaration.channels)}")
-    print(f"  pre-training: {len(dataset.pretraining_indices()):,} images")
+    seen, labels = train.training_examples(setup, dataset)
+    what = "" if labels is None else f", with the labels of {setup.objective.target}"
+    print(f"  pre-training: {len(seen):,} images{what}")
     for target in dataset.declaration.targets:
         for fold in dataset.folds(target.name):
             print(

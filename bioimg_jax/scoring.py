@@ -92,9 +92,6 @@ def scores_of(
         if kept.get("key") == key:
             return [Score.from_row(row) for row in kept["scores"]]
     tested = rows[np.concatenate([fold.test for fold in folds])]
-    exposure = "unknown"
-    if candidate.saw is not None:
-        exposure = "images" if np.isin(tested, candidate.saw).any() else "none"
     scores = benchmark.scores(
         table,
         folds,
@@ -102,7 +99,7 @@ def scores_of(
         representation=candidate.name,
         kind=candidate.kind,
         seed=candidate.seed,
-        exposure=exposure,
+        exposure=candidate.exposure(tested),
         settings={
             "content_hash": dataset.content_hash,
             "n_images": len(rows),

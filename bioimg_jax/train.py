@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bioimg_jax import mesh as meshes
 from bioimg_jax import optimizer as optimizers
@@ -64,8 +65,16 @@ class Run:
                 "name": dataset.declaration.name,
                 "content_hash": dataset.content_hash,
                 "hold_out": None if hold_out is None else hold_out.name,
+                **self._labels(dataset),
             },
         }
+
+    def _labels(self, dataset: Dataset) -> dict[str, Any]:
+        """The classes in the order of the head's outputs; nothing where images were all."""
+        target = self.objective.target
+        if not target:
+            return {}
+        return {"labels": {"target": target, "classes": list(dataset.labels(target)[1])}}
 
 
 def build_run(config: Config, channels: tuple[str, ...]) -> Run:
@@ -88,7 +97,7 @@ def build_run(config: Config, channels: tuple[str, ...]) -> Run:
     if accumulation > 1 and not objective.separable_over_batch:
         raise InputError(
             f"train.accumulation: {accumulation}, but objective {config['objective']['name']} "
-            "compares the examples of a batch; expected 1"
+            "compares the examples of a batch, or its encoder's BatchNorm does; expected 1"
         )
     optimizer, schedule = optimizers.build_optimizer(
         config["optimizer"], batch_size=settings["batch_size"], steps=settings["steps"]
@@ -156,14 +165,41 @@ def make_step(run: Run) -> Any:
     )
 
 
+def training_examples(
+    run: Run, dataset: Dataset, hold_out: Fold | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Indices of the examples that a training sees, and the labels of all examples if it sees any.
+
+    Raises `InputError` that names the key for a target that the data set has not, whose labels must
+    not be trained on (`splits.labelled_indices`), or that has another number of classes.
+    """
+    target = run.objective.target
+    if not target:
+        return dataset.pretraining_indices(hold_out), None
+    try:
+        labels, classes = dataset.labels(target)
+        indices = dataset.pretraining_indices(hold_out, target)
+    except InputError as error:
+        raise InputError(f"objective.target: {error}") from None
+    if run.objective.n_classes != len(classes):
+        raise InputError(
+            f"objective.n_classes: {run.objective.n_classes}, but target {target!r} of data set "
+            f"{dataset.declaration.name!r} has classes {', '.join(classes)}; expected "
+            f"{len(classes)}"
+        )
+    return indices, labels
+
+
 def training_stream(
     run: Run, dataset: Dataset, hold_out: Fold | None, start_step: int
 ) -> Iterator[dict[str, Any]]:
     """Batches of this process from step `start_step` on."""
     data = run.config["data"]
+    indices, labels = training_examples(run, dataset, hold_out)
     return train_batches(
         dataset,
-        dataset.pretraining_indices(hold_out),
+        indices,
+        labels=labels,
         batch_size=run.config["train"]["batch_size"],
         crop_px=data["crop_px"],
         flips=data["flips"],
@@ -186,13 +222,15 @@ def train(
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Args:
-      hold_out: units tested by this fold are not seen (`Dataset.pretraining_indices`).
+      hold_out: units tested by this fold are not seen (`training_examples`).
       probe: called every `train.probe_every_steps`; its entries go into the logbook.
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the step reached is saved.
-      InputError: the loss is not finite; the message names the step.
+      InputError: the loss is not finite; the message names the step. Labels that must not be
+        trained on.
     """
+    training_examples(run, dataset, hold_out)  # before anything is written
     settings = run.config["train"]
     steps, log_every = settings["steps"], settings["log_every_steps"]
     logbook = Logbook(workdir / "logbook.jsonl")
@@ -218,7 +256,7 @@ def train(
             unread: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose loss nobody saw
             for step in range(start + 1, steps + 1):
                 with meter.waiting():
-                    batch = meshes.to_global({"image": next(batches)["image"]}, run.mesh)
+                    batch = meshes.to_global(_seen(next(batches)), run.mesh)
                 state, metrics = update(state, batch)
                 if unread:  # at most one step runs ahead of the host
                     unread[-1][1]["loss"].block_until_ready()
@@ -254,14 +292,22 @@ def memory_estimate(run: Run, dtype: Any) -> dict[str, int]:
     """Bytes a training step needs on each device, from the compiled program; images of `dtype`."""
     crop, batch_size = run.config["data"]["crop_px"], run.config["train"]["batch_size"]
     shape = (batch_size, crop, crop, len(run.channels))
-    image = jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.batch_sharding(run.mesh))
+    sharding = meshes.batch_sharding(run.mesh)
+    batch = {"image": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)}
+    if run.objective.target:
+        batch["label"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding)
     with jax.set_mesh(run.mesh):
-        compiled = make_step(run).lower(run.states.abstract, {"image": image}).compile()
+        compiled = make_step(run).lower(run.states.abstract, batch).compile()
     analysis = compiled.memory_analysis()
     return {
         "arguments": int(analysis.argument_size_in_bytes),
         "temporary": int(analysis.temp_size_in_bytes),
     }
+
+
+def _seen(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the device is given: where an example came from is no input."""
+    return {name: batch[name] for name in ("image", "label") if name in batch}
 
 
 def _read(unread: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, Any]:

@@ -37,6 +37,17 @@ def small_vit(crop_px: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
+def small_resnet(**changes: Any) -> dict[str, Any]:
+    """A convolutional encoder for minutes on two cores."""
+    return {
+        "name": "resnet",
+        "depth": 10,
+        "width": 16,  # of the first stage; doubled by each of the other three
+        "dtype": "float32",
+        **changes,
+    }
+
+
 def small_mae() -> dict[str, Any]:
     """A masked autoencoder with a decoder to match `small_vit`."""
     return {

@@ -86,9 +86,21 @@ class Dataset:
         self.declaration.target(target_name)
         return splits.read_folds(self.directory / "splits.npz", target_name)
 
-    def pretraining_indices(self, hold_out: Fold | None = None) -> np.ndarray:
-        """Example indices that pre-training may see, int64; see `splits.pretraining_indices`."""
-        return splits.pretraining_indices(self.metadata, self.declaration, hold_out)
+    def pretraining_indices(self, hold_out: Fold | None = None, labels_of: str = "") -> np.ndarray:
+        """Example indices that pre-training may see, int64; see `splits.pretraining_indices`.
+
+        With `labels_of`, those that it may see with the labels of this target
+        (`splits.labelled_indices`).
+        """
+        if not labels_of:
+            return splits.pretraining_indices(self.metadata, self.declaration, hold_out)
+        target = self.declaration.target(labels_of)
+        folds = self.folds(labels_of)
+        return splits.labelled_indices(self.metadata, self.declaration, target, folds, hold_out)
+
+    def labels(self, target_name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """A target's classes as numbers, int32 [n], and as names; see `splits.class_labels`."""
+        return splits.class_labels(self.metadata, self.declaration.target(target_name))
 
 
 def open_dataset(directory: str | Path) -> Dataset:

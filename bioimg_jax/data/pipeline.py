@@ -32,6 +32,7 @@ def train_batches(
     flips: bool,
     rotations: bool,
     seed: int,
+    labels: np.ndarray | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -41,9 +42,11 @@ def train_batches(
     """Endless batches from step `start_step` on, each epoch in a new order over all `indices`.
 
     Yields {"image": [b/P, crop_px, crop_px, c] storage dtype, "index": int64 [b/P] rows of the data
-    set, "position": int32 [b/P] in the global batch}. The last batch of an epoch is filled from the
-    next epoch. `worker_processes` > 0 reads in processes instead of threads (parsed absl flags
-    needed). Raises `InputError` for an augmentation that would erase one of the data set's targets.
+    set, "position": int32 [b/P] in the global batch}, and with `labels` (int [n], one an example of
+    the data set, -1 where there is none) "label": int32 [b/P]; examples without one are left out.
+    The last batch of an epoch is filled from the next epoch. `worker_processes` > 0 reads in
+    processes instead of threads (parsed absl flags needed). Raises `InputError` for an augmentation
+    that would erase one of the data set's targets.
     """
     symmetries = dataset.declaration.symmetries
     for wanted, name in ((flips, "flip"), (rotations, "rot90")):
@@ -54,6 +57,11 @@ def train_batches(
             )
     rows = _rows_of_process(batch_size, process_index, process_count)
     indices = _checked(indices, dataset)
+    if labels is not None:
+        labels = np.asarray(labels, np.int32)
+        if labels.shape != (len(dataset),):
+            raise InputError(f"labels of shape {labels.shape}, expected ({len(dataset)},)")
+        indices = _checked(indices[labels[indices] >= 0], dataset)
     order = grain.MapDataset.range(len(indices)).shuffle(seed=_mixed(seed)).repeat()
 
     def read(step: int) -> Batch:
@@ -66,7 +74,8 @@ def train_batches(
             flips=flips,
             rotations=rotations,
         )
-        return {"image": images, "index": chosen, "position": rows.astype(np.int32)}
+        batch = {"image": images, "index": chosen, "position": rows.astype(np.int32)}
+        return batch if labels is None else {**batch, "label": labels[chosen]}
 
     return _iterate(read, sys.maxsize, start_step, threads, worker_processes)
 

@@ -178,6 +178,59 @@ def pretraining_indices(
     return indices
 
 
+def class_labels(metadata: pd.DataFrame, target: Target) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Every row's class of a target as a number, int32 [n], and the classes' names in that order.
+
+    Classes are sorted as text; -1 where the target says nothing of the row.
+    """
+    rows = target_rows(metadata, target)
+    names, codes = np.unique(
+        metadata[target.column].iloc[rows].astype(str).to_numpy(dtype=object), return_inverse=True
+    )
+    labels = np.full(len(metadata), -1, dtype=np.int32)
+    labels[rows] = codes
+    return labels, tuple(names)
+
+
+def labelled_indices(
+    metadata: pd.DataFrame,
+    declaration: Declaration,
+    target: Target,
+    folds: Sequence[Fold],
+    hold_out: Fold | None = None,
+) -> np.ndarray:
+    """What pre-training *with the labels* of a target may see, ascending int64.
+
+    The train part of the target's fixed split, or of `hold_out` where that is a fold of this
+    target; less what `pretraining_indices` withholds. Validation rows are left alone, because
+    benchmarks choose by them. Raises `InputError` for a cross-validated target none of whose folds
+    is held out: whatever it were trained on, some fold tests on it.
+    """
+    if target.split == "fixed":
+        fold = folds[0]
+    else:
+        same = [
+            fold
+            for fold in folds
+            if hold_out is not None
+            and (fold.name, fold.unit) == (hold_out.name, hold_out.unit)
+            and np.array_equal(fold.test, hold_out.test)
+        ]
+        if not same:
+            raise InputError(
+                f"target {target.name!r} is cross-validated ({target.split}), and each of its rows "
+                "is tested by some fold; expected a target with a fixed split, or a training that "
+                "holds out one of this target's folds"
+            )
+        fold = same[0]
+    indices = np.intersect1d(fold.train, pretraining_indices(metadata, declaration, hold_out))
+    if not len(indices):
+        raise InputError(
+            f"the train part of target {target.name!r} leaves no image for pre-training"
+        )
+    return indices
+
+
 def write_folds(path: Path, folds: dict[str, list[Fold]]) -> None:
     """Index lists as `target/i/part`, fold names as `target/names`; no pickle."""
     arrays = {}

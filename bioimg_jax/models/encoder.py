@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bioimg_jax.errors import InputError
 from bioimg_jax.models.functional import Functional, Variables
-from bioimg_jax.models.resnet import DEPTHS, STAGE_WIDTHS, ResNet
+from bioimg_jax.models.resnet import DEPTHS, WIDTH, ResNet, stage_widths
 from bioimg_jax.models.transformer import INITS, XAVIER
 from bioimg_jax.models.vit import POSITIONS, VARIANTS, Vit
 
@@ -116,8 +116,9 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
     `patch_px`, `image_px`;
     `positions` sincos or learned; `layerscale` None or its initial value; `stochastic_depth`;
     `init` of the kernels, xavier or trunc_normal; None, as in older checkpoints, is xavier.
-    resnet: `depth` 18, 34 or 50. Both: `dtype`, float32 or bfloat16, of the computation;
-    parameters are float32. Raises `InputError` for what cannot be built.
+    resnet: `depth` 10, 18, 34 or 50; `width` of its first stage, which the other three double, 64
+    as published. Both: `dtype`, float32 or bfloat16, of the computation; parameters are float32.
+    Raises `InputError` for what cannot be built.
     """
     config = dict(config)
     name = config.pop("name", None)
@@ -195,21 +196,26 @@ def _build_vit(config: dict[str, Any]) -> Encoder:
 def _build_resnet(config: dict[str, Any]) -> Encoder:
     if config["depth"] not in DEPTHS:
         raise InputError(f"encoder.depth: {config['depth']}, expected one of {tuple(DEPTHS)}")
-    expansion = DEPTHS[config["depth"]][1]
+    expansion, width = DEPTHS[config["depth"]][1], config["width"]
+    if width < 1:
+        raise InputError(f"encoder.width: {width}, expected at least 1")
     functional = Functional(
         lambda rngs: ResNet(
             n_channels=len(config["channels"]),
             depth=config["depth"],
+            width=width,
             dtype=jnp.dtype(config["dtype"]),
             rngs=rngs,
         )
     )
+    if width == WIDTH:  # as older checkpoints, which know of no other, record it
+        config = {key: value for key, value in config.items() if key != "width"}
     return Encoder(
         name="resnet",
         config=config,
         channels=tuple(config["channels"]),
         pooled_keys=("mean", "mean_std"),
-        block_widths=tuple(width * expansion for width in STAGE_WIDTHS),
+        block_widths=tuple(inner * expansion for inner in stage_widths(width)),
         patch_px=None,
         functional=functional,
     )
@@ -234,7 +240,7 @@ _BUILDERS: dict[str, tuple[dict[str, Any], Any]] = {
         },
         _build_vit,
     ),
-    "resnet": ({"channels": (), "depth": 18, "dtype": "float32"}, _build_resnet),
+    "resnet": ({"channels": (), "depth": 18, "width": WIDTH, "dtype": "float32"}, _build_resnet),
 }
 
 

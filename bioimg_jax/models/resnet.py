@@ -7,8 +7,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 # Depth -> blocks a stage, factor from a block's inner width to its output (1: basic block).
-DEPTHS = {18: ((2, 2, 2, 2), 1), 34: ((3, 4, 6, 3), 1), 50: ((3, 4, 6, 3), 4)}
-STAGE_WIDTHS = (64, 128, 256, 512)
+DEPTHS = {
+    10: ((1, 1, 1, 1), 1),
+    18: ((2, 2, 2, 2), 1),
+    34: ((3, 4, 6, 3), 1),
+    50: ((3, 4, 6, 3), 4),
+}
+WIDTH = 64  # inner width of the first stage, as published
+
+
+def stage_widths(width: int) -> tuple[int, ...]:
+    """Inner widths of the four stages: each twice that of the one before."""
+    return tuple(width * 2**i for i in range(4))
 
 
 # Up to this many output pixels a convolution is one matrix product over gathered neighbourhoods:
@@ -93,13 +103,14 @@ class ResidualBlock(nnx.Module):
 class ResNet(nnx.Module):
     """Images [b, h, w, c] -> the outputs of the four stages, each [b, h_i, w_i, d_i]."""
 
-    def __init__(self, *, n_channels: int, depth: int, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, *, n_channels: int, depth: int, width: int, dtype: Any, rngs: nnx.Rngs
+    ) -> None:
         self.dtype = dtype
-        self.stem = ConvNorm(n_channels, STAGE_WIDTHS[0], 7, 2, dtype, rngs)
+        self.stem = ConvNorm(n_channels, width, 7, 2, dtype, rngs)
         counts, expansion = DEPTHS[depth]
-        width = STAGE_WIDTHS[0]
         stages = []
-        for i, (inner, count) in enumerate(zip(STAGE_WIDTHS, counts, strict=True)):
+        for i, (inner, count) in enumerate(zip(stage_widths(width), counts, strict=True)):
             names = []
             for j in range(count):
                 stride = 2 if i and not j else 1

@@ -1,4 +1,4 @@
-"""Self-supervised objectives: one file each, one protocol."""
+"""Objectives of pre-training: one file each, one protocol."""
 
 from bioimg_jax.objectives.objective import Aux, Objective, build_objective
 

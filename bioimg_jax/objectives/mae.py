@@ -36,6 +36,7 @@ class Mae:
     augment: bool = False
 
     separable_over_batch = True
+    target = ""
 
     def __post_init__(self) -> None:
         if self.encoder.patch_px is None:

@@ -21,14 +21,18 @@ class Aux:
 
 
 class Objective(Protocol):
-    """A self-supervised task around one encoder. Holds no arrays and no randomness.
+    """A task around one encoder. Holds no arrays and no randomness.
 
     `separable_over_batch`: the loss of a batch is the mean of its examples' losses. False
     (contrastive losses, batch statistics) refuses gradient accumulation.
+    `target`: name of the data set's target whose labels its batches hold, "label" int32 [b]; "" for
+    images alone. `n_classes`, where there is a target: how many labels it tells apart.
     """
 
     encoder: Encoder
     separable_over_batch: bool
+    target: str
+    n_classes: int
 
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         """(params, state): params["encoder"] are the encoder's, state["stats"] its statistics."""
@@ -56,13 +60,18 @@ class Objective(Protocol):
 def build_objective(config: Mapping[str, Any], encoder: Encoder) -> Objective:
     """The objective of a config {"name": ..., keyword arguments of its class}."""
     from bioimg_jax.objectives.mae import Mae
+    from bioimg_jax.objectives.supervised import Supervised
 
-    classes: dict[str, Any] = {"mae": Mae}
+    classes: dict[str, Any] = {"mae": Mae, "supervised": Supervised}
     arguments = dict(config)
     name = arguments.pop("name", None)
     if name not in classes:
         raise InputError(f"objective.name: {name!r}{_closest(str(name), list(classes))}")
-    known = [field.name for field in dataclasses.fields(classes[name]) if field.name != "encoder"]
+    fields = [field for field in dataclasses.fields(classes[name]) if field.name != "encoder"]
+    known = [field.name for field in fields]
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in arguments:
+            raise InputError(f"objective.{field.name}: missing; {name} has no default for it")
     for key in arguments:
         if key not in known:
             raise InputError(f"objective.{key}: unknown for {name}{_closest(key, known)}")

@@ -354,13 +354,14 @@ def _doubts(results: Mapping[str, Any]) -> list[str]:
     unknown = sorted({r["representation"] for r in results["scores"] if r["exposure"] == "unknown"})
     if unknown:
         found.append(f"Whether {', '.join(unknown)} saw the test images in training is not known.")
-    exposed = sorted({
-        (r["representation"], r["target"]) for r in results["scores"]
-        if r["exposure"] == "images" and r["seed"] is not None
-    })  # fmt: skip
-    for name in dict.fromkeys(name for name, _ in exposed):
-        targets = ", ".join(target for other, target in exposed if other == name)
-        found.append(f"{name} saw test images, without labels, in training: {targets}.")
+    for exposure, how in (("labels", "with labels"), ("images", "without labels")):
+        exposed = sorted({
+            (r["representation"], r["target"]) for r in results["scores"]
+            if r["exposure"] == exposure and r["seed"] is not None
+        })  # fmt: skip
+        for name in dict.fromkeys(name for name, _ in exposed):
+            targets = ", ".join(target for other, target in exposed if other == name)
+            found.append(f"{name} saw test images, {how}, in training: {targets}.")
     for target, audited in (results.get("duplicates") or {}).items():
         if audited["n_duplicates"]:
             found.append(f"{target}: {audited['reason']}.")

@@ -160,7 +160,8 @@ def settings_of(encoder: Encoder, number: int) -> dict[str, Any]:
 def _stem(encoder: Encoder) -> str:
     depth = encoder.config["depth"]
     if encoder.patch_px is None:
-        return f"{encoder.name}{depth}"
+        width = f"_w{encoder.config['width']}" if "width" in encoder.config else ""
+        return f"{encoder.name}{depth}{width}"
     return f"{encoder.name}_w{encoder.width}_d{depth}"
 
 

@@ -48,6 +48,38 @@ def test_images_belong_to_their_rows(dataset: Dataset) -> None:
         assert np.float32(image.mean()) == dataset.metadata["mean"][index]
 
 
+def test_labels_are_those_of_the_images_and_rows_without_one_are_left_out(
+    dataset: Dataset,
+) -> None:
+    labels = np.where(dataset.metadata["odd"], np.arange(60), -1)
+    found = batches(dataset, 6, crop_px=6, labels=labels)
+    seen = np.concatenate([batch["index"] for batch in found])
+    odd = np.flatnonzero(dataset.metadata["odd"])
+    wanted = odd[(odd >= 5) & (odd < 55)]
+    assert set(seen[: len(wanted)]) == set(wanted) == set(seen)
+    for batch in found:
+        assert batch["label"].dtype == np.int32
+        np.testing.assert_array_equal(batch["label"], labels[batch["index"]])
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            assert np.float32(image.mean()) == dataset.metadata["mean"][int(label)]
+
+
+def test_labels_change_nothing_else_and_are_shared_and_resumed_like_images(
+    dataset: Dataset,
+) -> None:
+    labels = np.arange(60) % 7
+    whole = batches(dataset, 9, labels=labels)
+    for a, b in zip(whole, batches(dataset, 9), strict=True):
+        assert_same({key: value for key, value in a.items() if key != "label"}, b)
+    assert_same(batches(dataset, 1, labels=labels, start_step=8)[0], whole[8])
+    shares = [
+        batches(dataset, 9, labels=labels, process_index=p, process_count=2) for p in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        joined = {key: np.concatenate([share[step][key] for share in shares]) for key in batch}
+        assert_same(joined, batch)
+
+
 def test_stream_resumes_exactly_at_any_step(dataset: Dataset) -> None:
     all_steps = batches(dataset, 20)
     for start in (1, 6, 13):  # 6 straddles the first epoch's end
@@ -142,6 +174,10 @@ def test_impossible_requests_are_refused(dataset: Dataset) -> None:
         train_batches(
             dataset, np.array([]), batch_size=8, crop_px=5, flips=False, rotations=False, seed=0
         )
+    with pytest.raises(InputError, match=r"labels of shape \(50,\), expected \(60,\)"):
+        batches(dataset, 1, labels=np.zeros(50))
+    with pytest.raises(InputError, match="no example"):
+        batches(dataset, 1, labels=np.full(60, -1))
     with pytest.raises(InputError, match="multiple of the number of processes"):
         batches(dataset, 1, process_count=3)
     with pytest.raises(InputError, match="index 60 is outside"):

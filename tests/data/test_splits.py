@@ -7,6 +7,8 @@ import pytest
 
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.data.splits import (
+    class_labels,
+    labelled_indices,
     make_folds,
     pretraining_indices,
     read_folds,
@@ -144,3 +146,52 @@ def test_stored_folds_come_back(screen: pd.DataFrame, tmp_path: Path) -> None:
             for part in ("train", "validation", "test"):
                 np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
                 assert getattr(a, part).dtype == np.int64
+
+
+def declared(*targets: Target, pretraining: str = "all") -> Declaration:
+    return Declaration("screen", ("DNA",), None, targets, (), (), pretraining)
+
+
+def test_labels_are_numbered_by_name_and_absent_where_the_target_is(screen: pd.DataFrame) -> None:
+    target = Target(
+        "compound", "compound", ("plate",), "leave_one_out", where=(("site", ("0", "1")),)
+    )
+    screen.loc[3, "compound"] = None
+    labels, classes = class_labels(screen, target)
+    assert classes == ("DMSO", "drug") and labels.dtype == np.int32
+    left_out = (screen.site > 1).to_numpy()
+    left_out[3] = True
+    assert (labels[left_out] == -1).all()
+    np.testing.assert_array_equal(labels[~left_out], screen.compound[~left_out] == "drug")
+
+
+def test_labels_of_a_fixed_split_are_learned_on_its_train_part_alone(screen: pd.DataFrame) -> None:
+    screen["part"] = screen.plate.map(
+        {"P1": "train", "P2": "train", "P3": "validation", "P4": "test"}
+    )
+    target = Target("compound", "compound", ("plate",), "fixed", split_column="part")
+    folds = make_folds(screen, target)
+    for pretraining in ("all", "train"):
+        declaration = declared(target, pretraining=pretraining)
+        found = labelled_indices(screen, declaration, target, folds)
+        np.testing.assert_array_equal(found, folds[0].train)
+    other = Target("well", "well", ("plate",), "leave_one_out")
+    held_out = make_folds(screen, other)[0]  # P1
+    left = labelled_indices(screen, declared(target), target, folds, held_out)
+    assert set(screen.plate[left]) == {"P2"}
+
+
+def test_labels_of_a_cross_validated_target_need_a_fold_held_out(screen: pd.DataFrame) -> None:
+    plates = Target("compound", "compound", ("plate",), "leave_one_out")
+    fields = Target("place", "well", ("field",), "k_fold", n_folds=3)
+    declaration = declared(plates, fields)
+    folds = make_folds(screen, plates)
+    found = labelled_indices(screen, declaration, plates, folds, folds[2])
+    np.testing.assert_array_equal(found, folds[2].train)  # nor what validates
+    for target, kind in ((plates, "leave_one_out"), (fields, "k_fold")):
+        of_target = make_folds(screen, target)
+        refusal = rf"target '{target.name}' is cross-validated \({kind}\)"
+        with pytest.raises(InputError, match=refusal):
+            labelled_indices(screen, declaration, target, of_target)
+    with pytest.raises(InputError, match="holds out one of this target's folds"):
+        labelled_indices(screen, declaration, fields, make_folds(screen, fields), folds[0])

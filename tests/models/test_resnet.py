@@ -101,5 +101,38 @@ def test_resnet_has_no_cls_and_no_patches() -> None:
     variables = jax.eval_shape(encoder.init, jax.random.key(0))
     with pytest.raises(InputError, match="resnet has no patches to mask"):
         encoder.apply(variables, jnp.zeros((1, 32, 32, 1)), keep=jnp.zeros((1, 2), jnp.int32))
-    with pytest.raises(InputError, match=r"encoder.depth: 20, expected one of \(18, 34, 50\)"):
+    with pytest.raises(InputError, match=r"encoder.depth: 20, expected one of \(10, 18, 34, 50\)"):
         build_encoder({"name": "resnet", "depth": 20, "channels": ("DNA",)})
+    with pytest.raises(InputError, match=r"encoder.width: 0, expected at least 1"):
+        build_encoder({"name": "resnet", "width": 0, "channels": ("DNA",)})
+
+
+def test_stages_double_the_width_of_the_first() -> None:
+    narrow = build_encoder({"name": "resnet", "depth": 10, "width": 16, "channels": CHANNELS})
+    assert narrow.block_widths == (16, 32, 64, 128)
+    variables = jax.eval_shape(narrow.init, jax.random.key(0))
+    shapes = {
+        name: part["conv1"]["conv"]["kernel"].shape
+        for name, part in variables["params"].items()
+        if name != "stem"
+    }
+    assert shapes == {  # one block a stage
+        "stage1_block1": (3, 3, 16, 16),
+        "stage2_block1": (3, 3, 16, 32),
+        "stage3_block1": (3, 3, 32, 64),
+        "stage4_block1": (3, 3, 64, 128),
+    }
+    images = jnp.zeros((2, 64, 64, 5))
+    encoded, _ = jax.eval_shape(narrow.apply, variables, images)
+    assert encoded.pooled["mean_std"].shape == (2, 256)
+    assert build_encoder(narrow.config).config == narrow.config
+    assert build_encoder({**narrow.config, "depth": 50}).block_widths == (64, 128, 256, 512)
+
+
+def test_a_config_recorded_before_there_was_a_width_is_that_of_width_64() -> None:
+    recorded = {"name": "resnet", "channels": list(CHANNELS), "depth": 18, "dtype": "float32"}
+    old, new = build_encoder(recorded), build_encoder({**recorded, "width": 64})
+    assert old.config == new.config == recorded
+    assert old.block_widths == (64, 128, 256, 512)
+    key = jax.random.key(0)
+    jax.tree.map(np.testing.assert_array_equal, old.init(key), new.init(key))
