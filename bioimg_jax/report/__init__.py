@@ -1,6 +1,7 @@
 """The HTML page and the table of a run, made from the files in its work directory."""
 
+from bioimg_jax.report.calibration import write_calibration
 from bioimg_jax.report.page import write_report
 from bioimg_jax.report.scores_csv import write_csv
 
-__all__ = ["write_csv", "write_report"]
+__all__ = ["write_calibration", "write_csv", "write_report"]

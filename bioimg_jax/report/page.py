@@ -67,7 +67,7 @@ def write_report(workdir: Path) -> Path:
         )
     logbook = workdir / "logbook.jsonl"
     script = (Path(__file__).parent / "tables.js").read_text(encoding="utf-8")
-    page = _environment().get_template("template.html").render(
+    page = environment().get_template("template.html").render(
         title=f"{config.get('name', 'run')} on {results['data']['name']}",
         results=results,
         run=results["run"],
@@ -100,21 +100,22 @@ def write_report(workdir: Path) -> Path:
     return path
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates of this folder; everything put into them is escaped."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
-    environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    environment.filters["capfirst"] = _capital
-    environment.filters["plain"] = _plain
-    environment.filters["count"] = lambda value: f"{value:,}"
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
-    return environment
+    found.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    found.filters["signed"] = lambda value: f"{value:+.3f}"
+    found.filters["capfirst"] = _capital
+    found.filters["plain"] = _plain
+    found.filters["count"] = lambda value: f"{value:,}"
+    found.filters["words"] = lambda name: str(name).replace("_", " ")
+    return found
 
 
 def _plain(value: object) -> str:

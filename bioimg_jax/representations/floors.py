@@ -62,6 +62,7 @@ class Floors:
         self._segmenter: Segmenter | None = None
         self._makers: dict[str, Callable[[], Representation]] = {
             "pixels": lambda: PixelRepresentation(self._channels),
+            "pixels_no_cross": lambda: PixelRepresentation(self._channels, cross_spectrum=False),
             "nuclei": lambda: NucleiRepresentation(self._segmented()),
             "layout": lambda: LayoutRepresentation(self._segmented()),
             "layout_rendered": lambda: RenderedLayoutRepresentation.untrained(self._segmented()),

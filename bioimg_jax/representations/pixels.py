@@ -41,13 +41,17 @@ class PixelRepresentation:
     """Pixel statistics in the layer "pixels", GRID x GRID pixels a channel in "downsampled".
 
     `feature_names` says what each of the features of "pixels" is, for the channels given.
+
+    Args:
+      cross_spectrum: without it, and then called "pixels_no_cross", it does not see how far apart
+        the structures of two channels lie: for showing what that is worth.
     """
 
-    name = "pixels"
     kind = "pixels"
     dtype = "float32"  # few features: the floor loses nothing to rounding
 
-    def __init__(self, channels: Sequence[str]) -> None:
+    def __init__(self, channels: Sequence[str], *, cross_spectrum: bool = True) -> None:
+        self.name = "pixels" if cross_spectrum else "pixels_no_cross"
         pairs = list(itertools.combinations(channels, 2))
         statistics = ["mean", "sd", *(f"q{round(100 * q):02d}" for q in QUANTILES)]
         statistics += ["saturated", "blur_slope", "background"]
@@ -63,6 +67,10 @@ class PixelRepresentation:
             products = itertools.combinations_with_replacement(channels, 2)
             self.feature_names += [f"{one}:{other}:density_covariance" for one, other in products]
             self.feature_names += ["tissue_fraction"]
+        self._kept = np.flatnonzero(
+            [cross_spectrum or ":coherence" not in name for name in self.feature_names]
+        )
+        self.feature_names = [self.feature_names[i] for i in self._kept]
         # The last one is the default.
         self.layers = {
             "downsampled": GRID * GRID * len(channels),
@@ -75,7 +83,7 @@ class PixelRepresentation:
         with jax.default_matmul_precision("highest"):
             return {
                 "downsampled": downsampled_pixels(images),
-                "pixels": pixel_statistics(images, tissue=self._tissue),
+                "pixels": pixel_statistics(images, tissue=self._tissue)[:, self._kept],
             }
 
 

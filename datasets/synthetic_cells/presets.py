@@ -65,7 +65,7 @@ _ARRANGED: dict[str, Any] = {
     "ramp": 0.0,
     "optics_spread": 0.5,
     "wells_per_treatment": 12,
-    "images_per_site": 70,
+    "images_per_site": 35,
 }
 
 PRESETS = {
@@ -127,14 +127,14 @@ PRESETS = {
     "cells_per_well_only": Preset(
         "the label is the number of cells that a well's profile is the mean of",
         label=("cells_per_well",),
-        wells_per_treatment=6,
-        images_per_site=20,
+        n_plates=21,
+        images_per_site=16,
     ),
     "mixed_screen": Preset(
         "18 compounds of 6 mechanisms at 3 doses beside controls",
         kind="screen",
         wells_per_treatment=1,
         n_plates=14,
-        images_per_site=8,
+        images_per_site=4,
     ),
 }

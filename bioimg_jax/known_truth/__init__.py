@@ -1,0 +1,1 @@
+"""The benchmarks themselves, tested on generated images whose truth is known."""

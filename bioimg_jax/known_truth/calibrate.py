@@ -1,0 +1,228 @@
+"""Runs every preset through the one evaluation and says what each floor, encoder and benchmark saw.
+
+    python -m bioimg_jax.known_truth.calibrate --config=configs/calibrate.py --workdir=OUT
+
+Trains the encoders that the config names, evaluates each preset with them, tries the metadata audit
+on many seeds, and holds the outcomes against what must be so (`expectations.py`). What is finished
+is used again. Leaves calibration.json, calibration.html and calibration.md, and a report a preset.
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from scipy import stats
+
+from bioimg_jax import command_line
+from bioimg_jax.benchmarks.score import headline_rows
+from bioimg_jax.candidates import build_evaluation
+from bioimg_jax.checkpoint import Saved, open_checkpoint
+from bioimg_jax.data.builders import find_builder
+from bioimg_jax.data.splits import make_folds
+from bioimg_jax.design import check_settings
+from bioimg_jax.errors import InputError
+from bioimg_jax.evaluate import evaluate, prepared
+from bioimg_jax.known_truth.expectations import Check, Outcome, Shown, expectations
+from bioimg_jax.known_truth.mirrored import flipped_scores
+from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.report import write_calibration
+from bioimg_jax.results import about_run, publish
+from bioimg_jax.statistics.audit import audit
+from bioimg_jax.train import Config, build_run, train
+
+HELP = f"""{__doc__}
+--config.KEY=VALUE  changes a key of the config file, which explains them
+--workdir=DIR       where encoders, evaluations and the calibration are kept"""
+CONFIDENCE = 0.95  # of the binomial bounds
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line `arguments` (program name first); returns the exit status."""
+    if command_line.asks_for_help(arguments):
+        print(HELP)
+        return 0
+    return command_line.guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    config, given = command_line.parse(arguments, {"workdir": ""})
+    command_line.check_sections(config, "encoders", "presets", "audits")
+    if not given["workdir"]:
+        raise InputError("--workdir=DIR is missing: where the calibration is kept")
+    settle_cpu()
+    command = shlex.join(["python", "-m", "bioimg_jax.known_truth.calibrate", *arguments[1:]])
+    with command_line.locked(Path(given["workdir"])):
+        calibrate(config, Path(given["workdir"]), command=command)
+
+
+def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
+    """Everything that the config names; returns what calibration.json holds."""
+    start = time.time()
+    command_line.check_config(workdir, dict(config))
+    command_line.write_json(workdir / "config.json", config)
+    trained: dict[str, Saved] = {}
+    outcomes: list[Outcome] = []
+    checks: list[Check] = []
+    took: dict[str, float] = {}
+    for name, experiment in config["presets"].items():
+        begun = time.time()
+        for encoder in _names(experiment["encoders"]):
+            if encoder not in trained:
+                trained[encoder] = _trained(encoder, config, workdir)
+        _say(f"preset {name}")
+        checkpoints = [trained[encoder] for encoder in _names(experiment["encoders"])]
+        folder = workdir / "presets" / name
+        found, flipped = _evaluated(name, config, checkpoints, folder, command)
+        outcomes += found
+        checks += flipped
+        took[name] = round(time.time() - begun, 1)
+    audits = [row for name, about in config["audits"].items() for row in _audited(name, about)]
+    checks += expectations(outcomes, audits)
+    about = {
+        "command": command,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
+        "wall_s": round(time.time() - start, 1),
+        "took_s": took,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "audits": audits,
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
+    command_line.write_json(workdir / "calibration.json", about)
+    page = write_calibration(workdir)
+    for check in checks:
+        print(f"{'holds' if check.holds else 'FAILS':<6} {check.preset}: {check.expected}; "
+              f"{check.found}")  # fmt: skip
+    print(f"\n{sum(c.holds for c in checks)} of {len(checks)} hold; page: {page}")
+    return about
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _trained(name: str, config: Config, workdir: Path) -> Saved:
+    """The checkpoint of one of the config's encoders, trained now unless it is there."""
+    if name not in config["encoders"]:
+        raise InputError(f"presets: encoder {name!r} is none of {', '.join(config['encoders'])}")
+    experiment = {**config["encoders"][name], "seed": config["seed"], "mesh": config["mesh"]}
+    _say(f"encoder {name}")
+    dataset = prepared(experiment["data"])
+    folder = workdir / "encoders" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    train(build_run(experiment, dataset.declaration.channels), dataset, folder)
+    return open_checkpoint(folder)
+
+
+def _evaluated(
+    name: str, config: Config, checkpoints: Sequence[Saved], folder: Path, command: str
+) -> tuple[list[Outcome], list[Check]]:
+    """The evaluation of one preset, on every benchmark and target that is not a nuisance.
+
+    And, where the config asks for them, the same encoders on randomly flipped images, with what the
+    symmetry audit must say of them.
+    """
+    about = config["presets"][name]
+    experiment = {**about["evaluation"], "seed": config["seed"], "mesh": config["mesh"]}
+    start = time.time()
+    dataset = prepared(experiment["data"])
+    evaluation = build_evaluation(experiment, dataset.declaration.channels, checkpoints)
+    check_settings(evaluation, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    command_line.write_json(
+        folder / "config.json", {**experiment, "content_hash": dataset.content_hash}
+    )
+    results = evaluate(evaluation, dataset, folder)
+    run = about_run(evaluation, command=command, start=start, kind="evaluation")
+    publish(folder, run, results)
+    tested = {t["name"]: t for t in results["targets"] if not t["nuisance"]}
+    outcomes = []
+    for benchmark in results["benchmarks"]:
+        for target, row in tested.items():
+            shown = headline_rows(results["scores"], target, benchmark)
+            words = {
+                v["encoder"]: v["word"]
+                for v in results["verdicts"]
+                if (v["benchmark"], v["target"]) == (benchmark, target)
+            }
+            splits = results["data"]["splits"][target].values()
+            outcomes.append(
+                Outcome(
+                    preset=name,
+                    benchmark=benchmark,
+                    target=target,
+                    metric=shown[0]["metric"],
+                    chance=shown[0]["chance"],
+                    ceiling=shown[0]["ceiling"],
+                    n_test=sum(split["test"] for split in splits),
+                    n_units=shown[0]["n_units"],
+                    confounded=row["verdict"],
+                    verdicts=words,
+                    shown=[_shown(score) for score in shown],
+                )
+            )
+    if not about["flipped"]:
+        return outcomes, []
+    rows, audited = flipped_scores(evaluation, dataset, folder)
+    flipped = dataclasses.replace(
+        outcomes[0], preset=f"{name}, flipped", verdicts={}, shown=[_shown(row) for row in rows]
+    )
+    erased = Check(
+        name, "the symmetry audit says that a flip erases it", audited["reason"],
+        audited["preserves"] is False,
+    )  # fmt: skip
+    return [*outcomes, flipped], [erased]
+
+
+def _shown(score: Mapping[str, Any]) -> Shown:
+    return Shown(
+        representation=score["representation"],
+        kind=score["kind"],
+        value=score["value"],
+        interval=score["interval"],
+        per_unit=score["per_unit"],
+    )
+
+
+def _audited(name: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How often the metadata audit calls a design confounded, over seeds of its layout."""
+    builder = find_builder(about["name"])
+    options = {**command_line.options(about["options"])}
+    counts: dict[str, int] = {}
+    for seed in range(about["seeds"]):
+        plan = builder.plan_resolved("", about["config"], {**options, "seed": seed})
+        table = builder.layout(plan)
+        for target in plan.declaration.targets:
+            if target.nuisance:
+                continue
+            verdict = audit(table, make_folds(table, target), target)["verdict"]
+            counts[target.name] = counts.get(target.name, 0) + bool(verdict)
+    n = about["seeds"]
+    return [
+        {
+            "design": name,
+            "target": target,
+            "seeds": n,
+            "confounded": count,
+            "interval": [
+                float(limit)
+                for limit in stats.binomtest(count, n).proportion_ci(CONFIDENCE, "exact")
+            ],
+            "expected": about["expected"],
+        }
+        for target, count in counts.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,249 @@
+"""What must come out of generated experiments whose truth is known, and whether it did."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bioimg_jax.statistics.intervals import t_interval
+from bioimg_jax.statistics.verdict import ABOVE, CONFOUNDED
+
+REACHED = 0.9  # of what the ceiling lies above chance
+EQUIVALENT = 0.02  # to chance, on either side
+EQUIVALENT_ALPHA = 0.05  # of each of the two one-sided tests
+LEAST_TEST = 10_000  # images behind a claim of equivalence
+ENCODERS = ("trained",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """The score of one representation, of the layer that validation chose."""
+
+    representation: str
+    kind: str
+    value: float
+    interval: Sequence[float] | None
+    per_unit: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one benchmark made of one target of one preset.
+
+    ceiling: the truth's own score. confounded: what the metadata audit said. verdicts: encoder ->
+    word.
+    """
+
+    preset: str
+    benchmark: str
+    target: str
+    metric: str
+    chance: float
+    ceiling: float | None
+    n_test: int
+    n_units: int
+    confounded: str
+    verdicts: Mapping[str, str]
+    shown: Sequence[Shown]
+
+    def score(self, name: str) -> Shown:
+        """Of a representation by its name, or by how its name begins where only one does."""
+        exact = [one for one in self.shown if one.representation == name]
+        begins = [one for one in self.shown if one.representation.startswith(name)]
+        found = exact or [one for one in begins if one.kind in ENCODERS] or begins
+        if len(found) != 1:
+            raise KeyError(f"{self.preset}: {len(found)} representations are called {name!r}")
+        return found[0]
+
+    def share(self, one: Shown) -> float:
+        """How much of what the ceiling lies above chance a score reaches."""
+        ceiling = 1.0 if self.ceiling is None else self.ceiling
+        return (one.value - self.chance) / (ceiling - self.chance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One sentence that must hold, what was found, and whether it holds."""
+
+    preset: str
+    expected: str
+    found: str
+    holds: bool
+
+
+def expectations(outcomes: Sequence[Outcome], audits: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """The checks of everything that was run; a preset that was not run has none."""
+    primary: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        primary.setdefault(outcome.preset, outcome)
+    found = []
+    for preset, outcome in primary.items():
+        for check in CHECKS.get(preset, ()):
+            found.append(check(outcome))
+    return found + [_audit_check(row) for row in audits]
+
+
+def reaches(name: str, *, at_least: bool = True) -> Callable[[Outcome], Check]:
+    """A floor gets to 90 % of the ceiling, or must not."""
+
+    def check(outcome: Outcome) -> Check:
+        one = outcome.score(name)
+        share = outcome.share(one)
+        least = f"{'at least' if at_least else 'less than'} {REACHED:.0%} of the ceiling"
+        return Check(
+            outcome.preset,
+            f"{name} reaches {least}",
+            f"{one.value:.3f} of {outcome.ceiling:.3f}: {share:.0%}",
+            (share >= REACHED) == at_least,
+        )
+
+    return check
+
+
+def some_reaches(names: Sequence[str]) -> Callable[[Outcome], Check]:
+    """The best of some floors does."""
+
+    def check(outcome: Outcome) -> Check:
+        best = max((outcome.score(name) for name in names), key=lambda one: one.value)
+        share = outcome.share(best)
+        return Check(
+            outcome.preset,
+            f"{' or '.join(names)} reaches at least {REACHED:.0%} of the ceiling",
+            f"{best.representation} {best.value:.3f} of {outcome.ceiling:.3f}: {share:.0%}",
+            share >= REACHED,
+        )
+
+    return check
+
+
+def nobody_above(outcome: Outcome) -> Check:
+    """No encoder is called above its floors."""
+    words = ", ".join(f"{k}: {v}" for k, v in outcome.verdicts.items()) or "no encoder"
+    holds = bool(outcome.verdicts) and ABOVE not in outcome.verdicts.values()
+    return Check(outcome.preset, "no encoder is above its floors", words, holds)
+
+
+def all_confounded(outcome: Outcome) -> Check:
+    words = ", ".join(f"{k}: {v}" for k, v in outcome.verdicts.items()) or "no encoder"
+    holds = bool(outcome.verdicts) and set(outcome.verdicts.values()) == {CONFOUNDED}
+    return Check(outcome.preset, "every encoder's verdict is confounded", words, holds)
+
+
+def encoders_high(least: float) -> Callable[[Outcome], Check]:
+    """With the metadata withheld: nothing is said, and encoders score high."""
+
+    def check(outcome: Outcome) -> Check:
+        values = {s.representation: s.value for s in outcome.shown if s.kind in ENCODERS}
+        text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        return Check(
+            outcome.preset,
+            f"encoders score at least {least} and nothing is called confounded",
+            f"{text}; audit: {outcome.confounded or 'no objection'}",
+            bool(values) and min(values.values()) >= least and not outcome.confounded,
+        )
+
+    return check
+
+
+def beats(first: str, second: str, *, expected: bool = True) -> Callable[[Outcome], Check]:
+    """One floor is better than another by the paired t test over units at 0.025, or is not."""
+
+    def check(outcome: Outcome) -> Check:
+        one, other = outcome.score(first), outcome.score(second)
+        difference = np.array([one.per_unit[u] - other.per_unit[u] for u in sorted(one.per_unit)])
+        interval = t_interval(difference.tolist())
+        better = interval is not None and interval[0] > 0
+        limits = "no interval" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+        word = "beats" if expected else "does not beat"
+        return Check(
+            outcome.preset,
+            f"{first} {word} {second}",
+            f"{one.value:.3f} and {other.value:.3f}, difference {difference.mean():.3f} {limits}",
+            better == expected,
+        )
+
+    return check
+
+
+def equivalent_to_chance(name: str) -> Callable[[Outcome], Check]:
+    """Two one-sided t tests over units (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987)."""
+
+    def check(outcome: Outcome) -> Check:
+        one = outcome.score(name)
+        low, high = equivalence_limits(list(one.per_unit.values()))
+        inside = outcome.chance - EQUIVALENT < low and high < outcome.chance + EQUIVALENT
+        return Check(
+            outcome.preset,
+            f"{name} is chance, ± {EQUIVALENT} on at least {LEAST_TEST:,} test images",
+            f"{one.value:.4f} [{low:.4f}, {high:.4f}] on {outcome.n_test:,}",
+            inside and outcome.n_test >= LEAST_TEST,
+        )
+
+    return check
+
+
+def equivalence_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of the mean, one-sided 95 % each; the mean itself where units do not vary."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return -np.inf, np.inf
+    half = stats.t.ppf(1 - EQUIVALENT_ALPHA, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    return mean - float(half), mean + float(half)
+
+
+def none_beats_chance(outcome: Outcome) -> Check:
+    """Of everything shown nothing is above chance at 0.05 over all of it (Bonferroni)."""
+    names, worst = [], 0.0
+    others = [one for one in outcome.shown if one.kind != "truth"]
+    for one in others:
+        values = np.array(list(one.per_unit.values())) - outcome.chance
+        spread = values.std(ddof=1)
+        p = stats.ttest_1samp(values, 0, alternative="greater").pvalue if spread else 1.0
+        if p * len(others) < 0.05:
+            names.append(one.representation)
+        worst = max(worst, one.value)
+    return Check(
+        outcome.preset,
+        "nothing is above chance",
+        f"highest score {worst:.3f}, chance {outcome.chance:.3f}"
+        + (f"; above: {', '.join(names)}" if names else ""),
+        not names,
+    )
+
+
+def _audit_check(row: Mapping[str, Any]) -> Check:
+    low, high = row["interval"]
+    word = "always" if row["expected"] else "never"
+    wanted = row["seeds"] if row["expected"] else 0
+    return Check(
+        row["design"],
+        f"the metadata audit of {row['target']} says confounded {word}",
+        f"{row['confounded']} of {row['seeds']} seeds, 95 % [{low:.3f}, {high:.3f}]",
+        row["confounded"] == wanted,
+    )
+
+
+BLIND = ("pixels", "nuclei", "layout", "texture_bank_mirrored", "metadata")
+RELATIONAL = (*map(equivalent_to_chance, BLIND), reaches("supervised"))
+CHECKS: dict[str, tuple[Callable[[Outcome], Check], ...]] = {
+    "density_only": (some_reaches(("nuclei", "layout")), reaches("nuclei"), nobody_above),
+    "intensity_only": (reaches("pixels"), nobody_above),
+    "texture_only": (some_reaches(("pixels", "texture_bank")),),
+    "colocalisation_only": (
+        reaches("pixels"),
+        reaches("pixels_no_cross", at_least=False),
+        nobody_above,
+    ),
+    "cells_per_well_only": (reaches("aggregation_noise"), nobody_above),
+    "position_only": (all_confounded,),
+    "position_withheld": (encoders_high(0.9),),
+    "batch_confounded": (all_confounded,),
+    "handedness_only": RELATIONAL,
+    "handedness_only, flipped": (equivalent_to_chance("supervised"),),
+    "neighbour_agreement_only": RELATIONAL,
+    "tissue_layout": (beats("layout", "pixels"),),
+    "tissue_texture": (beats("layout", "pixels", expected=False),),
+    "tissue_null": (none_beats_chance,),
+}

@@ -1,0 +1,135 @@
+"""Every generated experiment through the one evaluation: what does each benchmark respond to?
+
+    python -m bioimg_jax.known_truth.calibrate --config=configs/calibrate.py --workdir=OUT
+
+Outcomes: docs/calibration.md. Half an hour on two CPU cores.
+"""
+
+import copy
+from typing import Any
+
+import ml_collections
+
+from configs import common, known_truth
+
+CELLS, TISSUE = "mae_cells", "mae_tissue"
+# Preset -> encoders that it is evaluated with, beside what known_truth.py says of it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "density_only": {"encoders": CELLS},
+    "intensity_only": {"encoders": CELLS},
+    "texture_only": {"encoders": CELLS},
+    "colocalisation_only": {
+        "encoders": CELLS,
+        # Shown, and no floor: the pixel floor without what it needs here.
+        "evaluate": {"representations": "pixels_no_cross"},
+    },
+    "handedness_only": {"encoders": "supervised_handedness", "flipped": True},
+    "neighbour_agreement_only": {"encoders": "supervised_agreement"},
+    "position_only": {"encoders": CELLS},
+    "position_withheld": {
+        "encoders": CELLS,
+        "preset": "position_only",
+        "data": {"options": "withhold=true"},
+    },
+    "batch_confounded": {"encoders": CELLS},
+    "cells_per_well_only": {"encoders": CELLS},
+    "mixed_screen": {"encoders": CELLS, "evaluate": {"benchmarks": "linear,knn"}},
+    "tissue_composition": {"encoders": TISSUE},
+    "tissue_layout": {"encoders": TISSUE},
+    "tissue_texture": {"encoders": TISSUE},
+    "tissue_null": {"encoders": TISSUE},
+}
+# Designs whose metadata tell the label, always, and some that must never be said to.
+AUDITS = {
+    "position_only": True,
+    "batch_confounded": True,
+    "density_only": False,
+    "handedness_only": False,
+    "mixed_screen": False,
+    "default": False,
+}
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "calibrate",
+            "seed": 0,
+            "mesh": {"devices": 0, "model": 1, "fsdp": False},  # devices 0: all
+            "encoders": {
+                CELLS: _mae("synthetic_cells", "mixed_screen", crop_px=64, steps=400),
+                TISSUE: _mae("synthetic_tissue", "default", crop_px=128, steps=200),
+                "supervised_handedness": _supervised("handedness_only", "handedness"),
+                "supervised_agreement": _supervised("neighbour_agreement_only", "agreement"),
+            },
+            "presets": {name: _preset(name, **about) for name, about in PRESETS.items()},
+            "audits": {
+                name: {
+                    "name": "synthetic_cells",
+                    "config": name,
+                    "options": "",
+                    "seeds": 200,
+                    "expected": expected,
+                }
+                for name, expected in AUDITS.items()
+            },
+        }
+    )
+
+
+def _mae(name: str, config: str, *, crop_px: int, steps: int) -> dict[str, Any]:
+    return {
+        "data": common.data(name=name, config=config, crop_px=crop_px, flips=True, rotations=True),
+        "encoder": common.small_vit(crop_px),
+        "objective": common.small_mae(),
+        "optimizer": common.adamw(),
+        "train": _train(batch_size=128, steps=steps),
+    }
+
+
+def _supervised(config: str, target: str) -> dict[str, Any]:
+    flips = config != "handedness_only"  # which a flip would erase
+    return {
+        "data": common.data(config=config, crop_px=64, flips=flips, rotations=True),
+        "encoder": common.small_resnet(),
+        "objective": {
+            "name": "supervised",
+            "target": target,
+            "n_classes": 2,
+            "pooling": "mean",
+            "hidden": 0,
+            "label_smoothing": 0.0,
+            "augment": False,
+        },
+        "optimizer": {**common.adamw(), "learning_rate": 8e-3, "warmup_steps": 50},
+        "train": _train(batch_size=64, steps=1500),
+    }
+
+
+def _train(**changes: int) -> dict[str, int]:
+    return {
+        "accumulation": 1,
+        "log_every_steps": 50,
+        "save_every_steps": 500,
+        "probe_every_steps": 0,
+        **changes,
+    }
+
+
+def _preset(
+    name: str,
+    *,
+    encoders: str,
+    preset: str = "",
+    flipped: bool = False,
+    data: dict[str, Any] | None = None,
+    evaluate: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `known_truth` says of a preset, with a smaller family of random networks."""
+    about = copy.deepcopy(known_truth.get_config(preset or name).to_dict())
+    about["data"] |= data or {}
+    # One benchmark and few random networks: the run is about floors that are known.
+    about["evaluate"] |= {"untrained_seeds": 1, "illustrate": False, **(evaluate or {})}
+    if (preset or name) in known_truth.RELATIONAL:
+        about["evaluate"] |= {"poolings": "mean", "representations": "metadata"}
+    return {"encoders": encoders, "evaluation": about, "flipped": flipped}
