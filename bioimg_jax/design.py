@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.ladder import FAMILY, floor_ids
@@ -24,6 +23,7 @@ from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
 from bioimg_jax.errors import InputError
+from bioimg_jax.features.aggregate import Examples, examples_of
 from bioimg_jax.representations.representation import TOKENS
 from bioimg_jax.representations.truth import TruthRepresentation
 from bioimg_jax.statistics.audit import audit
@@ -76,7 +76,8 @@ def check_settings(evaluation: Evaluation, dataset: Dataset) -> None:
                     f"evaluate.benchmarks: {benchmark.name} looks at the tokens of an encoder; "
                     f"add {TOKENS!r} to evaluate.poolings"
                 )
-    subset(evaluation.config, dataset, targets, "max_examples")
+    rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
+    probed_examples(dataset, rows, folds, targets)
 
 
 def subset(
@@ -130,29 +131,40 @@ def restrict(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
     ]
 
 
-def audited_targets(
-    evaluation: Evaluation,
-    used: pd.DataFrame,
+def probed_examples(
+    dataset: Dataset,
+    rows: np.ndarray,
     folds: Mapping[str, Sequence[Fold]],
     targets: Sequence[Target],
+) -> dict[str, Examples]:
+    """What each target's probe takes for its examples; rows: the images that the folds count.
+
+    Raises `InputError` for groups of images that cannot be one example.
+    """
+    used = dataset.metadata.iloc[rows].reset_index(drop=True)
+    return {t.name: examples_of(used, folds[t.name], t) for t in targets}
+
+
+def audited_targets(
+    evaluation: Evaluation, examples: Mapping[str, Examples], targets: Sequence[Target]
 ) -> dict[str, dict[str, Any]]:
-    """The metadata audit of each target; used: metadata of the rows that the folds count."""
+    """The metadata audit of each target, on its examples."""
     delta = evaluation.settings["delta"]
-    return {t.name: audit(used, folds[t.name], t, delta=delta) for t in targets}
+    return {
+        t.name: audit(examples[t.name].obs, examples[t.name].folds, t, delta=delta) for t in targets
+    }
 
 
 def plans(
     evaluation: Evaluation,
     targets: Sequence[Target],
-    used: pd.DataFrame,
-    folds: Mapping[str, Sequence[Fold]],
+    examples: Mapping[str, Examples],
     audited: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """What verdicts on each biological target can say, from metadata, folds and floors alone.
 
-    used: metadata of the rows that are evaluated, which the folds count. Returns rows of
-    `statistics.plan.plan_table`, one a benchmark and target; a target that the metadata settle, or
-    that lacks a floor, is in no family of tests.
+    Returns rows of `statistics.plan.plan_table`, one a benchmark and target; a target that the
+    metadata settle, or that lacks a floor, is in no family of tests.
     """
     settings = evaluation.settings
     refused = _never(evaluation)
@@ -162,8 +174,9 @@ def plans(
         for target in targets:
             if target.nuisance:
                 continue
-            tested = np.concatenate([fold.test for fold in folds[target.name]])
-            units = unit_names(used.iloc[tested], target.unit).astype(str)
+            obs, folds = examples[target.name].obs, examples[target.name].folds
+            tested = np.concatenate([fold.test for fold in folds])
+            units = unit_names(obs.iloc[tested], target.unit).astype(str)
             _, counts = np.unique(units, return_counts=True)
             sentence = refused
             if audited[target.name]["verdict"]:
@@ -192,7 +205,7 @@ def plans(
                     floors=n_floors,
                     delta=settings["delta"],
                     sd=math.sqrt(UNIT_SD**2 + sampling),
-                    overlap=train_overlap(folds[target.name]),
+                    overlap=train_overlap(folds),
                 )
             )
     judged = {one.group or one.name for one in evaluation.trained if one.held_out is None}
@@ -215,10 +228,10 @@ def _never(evaluation: Evaluation) -> str:
 def print_plan(evaluation: Evaluation, dataset: Dataset) -> None:
     targets = dataset.declaration.targets
     rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
-    used = dataset.metadata.iloc[rows].reset_index(drop=True)
-    audited = audited_targets(evaluation, used, folds, targets)
+    examples = probed_examples(dataset, rows, folds, targets)
+    audited = audited_targets(evaluation, examples, targets)
     print("verdicts that the design can reach:")
     several = len(chosen_benchmarks(evaluation.settings)) > 1
-    for row in plans(evaluation, targets, used, folds, audited):
+    for row in plans(evaluation, targets, examples, audited):
         name = f"{row['target']}, {row['benchmark']}" if several else row["target"]
         print(f"  {name}: {row['sentence']}")

@@ -27,6 +27,7 @@ from bioimg_jax.design import (
     chosen_benchmarks,
     plans,
     print_plan,
+    probed_examples,
     subset,
 )
 from bioimg_jax.errors import InputError, Preempted
@@ -71,11 +72,13 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     benchmarks = chosen_benchmarks(settings)
     rows, folds = subset(evaluation.config, dataset, targets, "max_examples")
     used = dataset.metadata.iloc[rows].reset_index(drop=True)
-    audited = audited_targets(evaluation, used, folds, targets)
+    examples = probed_examples(dataset, rows, folds, targets)
+    probed = {name: one.folds for name, one in examples.items()}  # of what a probe is given
+    audited = audited_targets(evaluation, examples, targets)
     to_score = candidates(evaluation, dataset)
     n_classes = {t.name: used[t.column].nunique() for t in targets}
     print(
-        budget(benchmarks, to_score, folds, n_classes, n_images=len(rows),
+        budget(benchmarks, to_score, probed, n_classes, n_images=len(rows),
                crop_px=evaluation.crop_px),
         file=sys.stderr,
     )  # fmt: skip
@@ -108,7 +111,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
                 f"{int(left) // 60}:{int(left) % 60:02d} left",
                 file=sys.stderr,
             )
-    overlap = {name: train_overlap(parts) for name, parts in folds.items()}
+    overlap = {name: train_overlap(parts) for name, parts in probed.items()}
     scores = with_ceilings([*scores, *averaged_over_seeds(scores, overlap)])
     about = [target_row(target, dataset, rows, folds, audited[target.name]) for target in targets]
     floors = floor_ids(settings["floors"])
@@ -166,7 +169,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "floors": list(floors),
         "omitted": omitted,
         "selected": selected,
-        "plan": plans(evaluation, targets, used, folds, audited),
+        "plan": plans(evaluation, targets, examples, audited),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": untrained_distribution(scores),
         "scores": [score.to_row() for score in scores],

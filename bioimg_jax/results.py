@@ -51,6 +51,7 @@ def target_row(
         "name": target.name,
         "column": target.column,
         "unit": list(target.unit),
+        "aggregate": list(target.aggregate),
         "n_classes": int(labels.nunique()),
         "n_examples": len(used),
         "nuisance": target.nuisance,

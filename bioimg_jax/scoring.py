@@ -22,8 +22,10 @@ from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
+from bioimg_jax.features.aggregate import aggregate
 from bioimg_jax.features.extract import feature_table
 from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.representations.representation import SPREAD_KINDS
 from bioimg_jax.sources import sources_digest
 from bioimg_jax.statistics.intervals import t_interval
 from bioimg_jax.statistics.verdict import Verdict
@@ -65,7 +67,8 @@ def scores_of(
 ) -> list[Score]:
     """The scores of one table on one benchmark and target, from disk if they are finished.
 
-    Raises `InputError` for scores that JSON does not take.
+    table, folds: of images; the benchmark is given profiles where the target declares them.
+    Raises `InputError` for groups that are no profiles, or scores that JSON does not take.
     """
     settings = evaluation.settings
     made_of = {
@@ -92,6 +95,9 @@ def scores_of(
         if kept.get("key") == key:
             return [Score.from_row(row) for row in kept["scores"]]
     tested = rows[np.concatenate([fold.test for fold in folds])]
+    table, folds = aggregate(
+        table, folds, target, spread_of=table.default if candidate.kind in SPREAD_KINDS else ""
+    )
     scores = benchmark.scores(
         table,
         folds,
@@ -104,6 +110,7 @@ def scores_of(
             "content_hash": dataset.content_hash,
             "n_images": len(rows),
             "group": candidate.group,
+            **({"aggregate": list(target.aggregate)} if target.aggregate else {}),
             **candidate.settings,
         },
         permute_labels_seed=evaluation.config["seed"] if settings["permute_labels"] else None,

@@ -6,6 +6,7 @@ from typing import Any
 from bioimg_jax.benchmarks.registry import find_benchmarks
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.design import subset
+from bioimg_jax.features.aggregate import aggregate
 from bioimg_jax.features.extract import feature_table
 from bioimg_jax.representations.encoder import EncoderRepresentation
 from bioimg_jax.train import Probe, Run
@@ -43,9 +44,10 @@ def make_probe(run: Run, dataset: Dataset, workdir: Path) -> Probe:
             mesh=run.mesh,
             provenance={},
         )
+        probed, parts = aggregate(table, folds, target)
         scores = benchmark.scores(
-            table,
-            folds,
+            probed,
+            parts,
             target,
             representation="probe",
             kind="trained",

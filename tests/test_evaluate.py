@@ -1,5 +1,6 @@
 """The evaluation of checkpoints alone, and what it never does twice."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,8 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bioimg_jax import evaluate
+from bioimg_jax import command_line, evaluate
+from bioimg_jax.candidates import build_evaluation
+from bioimg_jax.data.dataset import Dataset, open_dataset
+from bioimg_jax.design import check_settings
+from bioimg_jax.errors import InputError
 from bioimg_jax.main import main as run_main
+from bioimg_jax.prepare import prepare
 from bioimg_jax.representations.encoder import EncoderRepresentation
 from tests import readme, tiny
 
@@ -386,3 +392,86 @@ def test_what_is_missing_on_the_command_line_is_said(
     assert "would both be called 'mae_vit_run_step12'" in said(
         arguments(prepared_cells, tmp_path / "out", trained, other)
     )
+
+
+@pytest.fixture(scope="module")
+def wells(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """240 cells in 40 wells, whose doses were drawn from a brightness that is known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIOIMG_DATASETS", str(tiny.ROOT / "tests" / "data"))
+        return open_dataset(prepare(name="wells", out=tmp_path_factory.mktemp("wells"), workers=1))
+
+
+def of_wells(**changes: Any) -> dict[str, Any]:
+    return tiny.config(
+        data__name="wells", data__options="", data__crop_px=16, evaluate__untrained_seeds=0,
+        evaluate__benchmarks="knn", evaluate__floors="chance,pixels,aggregation_noise", **changes,
+    )  # fmt: skip
+
+
+def test_wells_are_scored_by_their_profiles_and_held_against_the_truth(
+    wells: Dataset, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"  # an encoder: it is judged
+    own.write_text(REPRESENTATION.replace('"pixels"', '"imported"'))
+    config = of_wells(evaluate__representations=f"metadata,{own}", evaluate__illustrate=True)
+    evaluation = build_evaluation(config, wells.declaration.channels)
+    check_settings(evaluation, wells)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    command_line.write_json(workdir / "config.json", config)
+    found = evaluate.evaluate(evaluation, wells, workdir)
+    about = evaluate.about_run(evaluation, command="", start=0.0, kind="evaluation")
+    evaluate.publish(workdir, about, found)
+    targets = {target["name"]: target for target in found["targets"]}
+    assert targets["dose"]["aggregate"] == ["plate", "well"]
+    assert targets["dose_of_cells"]["aggregate"] == []
+    for name, tested in (("dose", {8}), ("dose_of_cells", {24})):  # of the smaller class, twice
+        assert targets[name]["n_examples"] == 240
+        rows = [row for row in found["scores"] if row["target"] == name]
+        truth = chosen(found, f"truth_{name}", name)
+        assert truth["kind"] == "truth" and truth["value"] > 0.7
+        assert {row["ceiling"] for row in rows} == {truth["value"]}
+        assert {row["exposure"] for row in rows if row["kind"] != "imported"} == {"none"}
+        for row in rows:
+            assert set(row["unit_rows"].values()) == tested
+            assert row["settings"].get("aggregate", []) == targets[name]["aggregate"]
+            assert row["settings"]["n_images"] == 240
+        (verdict,) = [v for v in found["verdicts"] if v["target"] == name]
+        assert verdict["encoder"] == "corners" and verdict["word"] != ""
+        assert "truth" not in verdict["floors"]
+    assert not [row for row in found["scores"] if row["representation"] == "truth_plate"]
+    # A well of a high dose has three times the cells: nothing else is to be seen in noise.
+    noise = chosen(found, "aggregation_noise", "dose")
+    assert noise["value"] >= 0.95 and noise["settings"]["folds"][0]["layer"] == "spread"
+    assert chosen(found, "aggregation_noise", "dose_of_cells")["value"] < 0.65
+    saturated = next(v for v in found["verdicts"] if v["target"] == "dose")
+    assert saturated["word"] == "saturated" and "what the truth scores" in saturated["why"]
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "mean features of each plate/well" in " ".join(page.split())
+    assert {path.name for path in workdir.glob("*.npz")} == {"maps.npz", "gallery.npz"}
+    documented = (tiny.ROOT / "docs" / "results_schema.md").read_text()
+    for key in targets["dose"]:
+        assert f"`{key}`" in documented, key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truth": ("well",)}, "truth features: row 0 of column 'well' holds 'W0'"),
+        ({"truth": ("depth",)}, "truth features: column 'depth' does not exist"),
+        ({"aggregate": ("plate",)}, "aggregates over plate, but 'P0' has the dose"),
+        ({"aggregate": ("field",)}, "aggregates over column 'field', which does not exist"),
+    ],
+)
+def test_what_truth_and_profiles_cannot_be_is_told_before_the_hours(
+    wells: Dataset, changes: dict[str, Any], message: str
+) -> None:
+    dose = wells.declaration.targets[0]
+    declaration = dataclasses.replace(
+        wells.declaration, targets=(dataclasses.replace(dose, **changes),)
+    )
+    dataset = open_dataset(wells.directory)
+    dataset.declaration = declaration
+    with pytest.raises(InputError, match=message):
+        check_settings(build_evaluation(of_wells(), declaration.channels), dataset)

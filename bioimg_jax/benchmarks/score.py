@@ -19,7 +19,8 @@ class Score:
     unit: the metadata columns whose joint value is the unit of independence.
     exposure: what the encoder saw of the test side: "none", "images", "labels" or "unknown".
     search_budget: how many candidates validation chose from.
-    unit_rows: test rows behind each unit's value, as many as an even sample of its classes has.
+    unit_rows: test rows (images, or profiles of `Target.aggregate`) behind each unit's value, as
+      many as an even sample of its classes has.
     verdict: of the encoder's chosen layer, from `statistics.verdict`; "confounded" for every row of
       a target that the audit has ruled out; else "".
     """

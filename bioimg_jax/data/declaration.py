@@ -33,7 +33,9 @@ class Target:
     metric: str = "balanced_accuracy"  # inside each test unit; "accuracy" where it has one class
     truth: tuple[str, ...] = ()  # numeric or bool metadata columns that the label was drawn from:
     # what the same probe makes of them is the ceiling of every score
-    aggregate: tuple[str, ...] = ()
+    aggregate: tuple[str, ...] = ()  # columns whose joint value is one example of the probe, with
+    # the mean features of its rows: a well of cells. It has one label, one unit, and one part of a
+    # fold; in the audit its metadata are those of its first row
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -93,7 +95,8 @@ class Declaration:
                     "unit": tuple(target["unit"]),
                     "audit": tuple(target["audit"]),
                     "where": tuple((column, tuple(values)) for column, values in target["where"]),
-                    "truth": tuple(target.get("truth", ())),  # older sets know of none
+                    "truth": tuple(target.get("truth", ())),  # older sets know of neither
+                    "aggregate": tuple(target.get("aggregate", ())),
                 }
             )
             for target in fields["targets"]

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,17 @@ class FeatureTable:
 
     def layer(self, name: str) -> np.ndarray:
         """Features of one layer, float32 [n, d], read from the file now."""
-        if name not in self.widths:
-            raise InputError(f"{self.path}: no layer {name!r}; it has {', '.join(self.widths)}")
+        self._check(name)
         with h5py.File(self.path, "r") as file:
             return file[_key(name, self.default)].astype(np.float32)[:]
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of a layer of the file, in order: (the first one's number, float32 [b, d])."""
+        with h5py.File(self.path, "r") as file:
+            features = file[_key(name, self.default)]
+            block = max(1, BLOCK_BYTES // (4 * features.shape[1]))
+            for first in range(0, len(features), block):
+                yield first, features[first : first + block].astype(np.float32)
 
     def only(self, layers: Collection[str]) -> "FeatureTable":
         """The same table with some of its layers."""
@@ -58,6 +65,10 @@ class FeatureTable:
     def to_anndata(self) -> anndata.AnnData:
         """The whole table in memory, as any other program reads it."""
         return anndata.read_h5ad(self.path)
+
+    def _check(self, name: str) -> None:
+        if name not in self.widths:
+            raise InputError(f"{self.path}: no layer {name!r}; it has {', '.join(self.widths)}")
 
 
 def read_table(path: str | os.PathLike) -> FeatureTable:

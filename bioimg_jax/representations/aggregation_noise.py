@@ -4,6 +4,8 @@ The images are not looked at. Every example has features of its own, standard no
 through the same aggregation as an encoder's. Means over 40 and over 160 cells then differ in spread
 by a factor of two: in 20 features the sum of squares tells them apart 98 times in 100, in more
 features always. A class that comes with its own number of cells is recognised without any biology.
+A linear probe sees a spread only where it is told: profiles of this kind have it as a layer of its
+own (`features.aggregate`), and validation chooses between the two.
 """
 
 import functools

@@ -37,6 +37,11 @@ def is_tokens(layer: str) -> bool:
 ENCODERS = ("trained", "imported")  # kinds that are judged; the others are what they are held to
 
 
+# Kinds whose spread is a layer of its own, "spread", where rows are averaged: all that noise gives
+# away of a group is how many rows it has, and a linear probe does not see that in the means.
+SPREAD_KINDS = ("noise",)
+
+
 class Representation(Protocol):
     """Images in, named feature vectors out."""
 

@@ -28,16 +28,17 @@ def test_json_round_trip_keeps_everything() -> None:
         where=(("compound", ("DMSO",)), ("well", ("A01", "J18"))),
         audit=("row", "column"),
         truth=("density", "rising"),
+        aggregate=("plate", "well"),
     )
     nuisance = Target("plate", "plate", ("field",), "k_fold", n_folds=3, nuisance=True)
     original = declaration(target, nuisance)
     assert Declaration.from_json(original.to_json()) == original
 
 
-def test_a_declaration_of_before_the_truth_is_read() -> None:
+def test_a_declaration_of_before_truth_and_aggregation_is_read() -> None:
     original = declaration(Target("compound", "compound", ("plate",), "leave_one_out"))
     fields = json.loads(original.to_json())
-    del fields["targets"][0]["truth"]
+    del fields["targets"][0]["truth"], fields["targets"][0]["aggregate"]
     assert Declaration.from_json(json.dumps(fields)) == original
 
 
