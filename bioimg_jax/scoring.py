@@ -72,7 +72,7 @@ def scores_of(
     """
     settings = evaluation.settings
     made_of = {
-        "code": sources_digest("benchmarks", "data", "probes", "statistics"),
+        "code": sources_digest("benchmarks", "data", "features", "probes", "statistics"),
         "table": table.provenance["key"],
         "layers": list(table.widths),
         "benchmark": benchmark.identity,
