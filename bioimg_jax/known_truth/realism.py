@@ -9,6 +9,7 @@ their licence asks for it.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

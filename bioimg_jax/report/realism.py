@@ -1,7 +1,5 @@
 """Real against generated images: `realism.html`, one file with pictures and curves."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bioimg_jax.report.figures import ACCENT, INK
+from bioimg_jax.report.figures import ACCENT, INK, as_data_uri
 from bioimg_jax.report.page import environment
 
 RANGE, OUTSIDE = "#c9d2da", "#a8071a"
@@ -20,7 +18,9 @@ def write_realism(
     workdir: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray]
 ) -> Path:
     """The page; pictures: heading -> images [n, h, w, c], three channels being a photograph."""
-    shown = {heading: _png(_crops(images)) for heading, images in pictures.items()}
+    shown = {
+        heading: as_data_uri(_crops(images), kind="png") for heading, images in pictures.items()
+    }
     rows = found["curves"]
     page = workdir / "realism.html"
     page.write_text(
@@ -29,7 +29,7 @@ def write_realism(
         .render(
             found=found,
             pictures=shown,
-            curves=_png(_curves(rows, found)),
+            curves=as_data_uri(_curves(rows, found)),
             n_inside=sum(len(row["generated"]) - len(row["outside"]) for row in rows),
             n_values=sum(len(row["generated"]) for row in rows),
         ),
@@ -82,9 +82,3 @@ def _curves(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Figu
             axis.set_xlabel("quantile of nuclei, px", fontsize=7)
     axes[0, 0].legend(fontsize=7)
     return figure
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
