@@ -31,6 +31,7 @@ class Target:
     where: tuple[tuple[str, tuple[str, ...]], ...] = ()  # keep rows whose value is among these
     audit: tuple[str, ...] = ()  # metadata columns that may give this target away
     metric: str = "balanced_accuracy"  # inside each test unit; "accuracy" where it has one class
+    truth: tuple[str, ...] = ()  # metadata columns the label was drawn from, where it was generated
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -89,6 +90,7 @@ class Declaration:
                     **target,
                     "unit": tuple(target["unit"]),
                     "audit": tuple(target["audit"]),
+                    "truth": tuple(target.get("truth", ())),
                     "where": tuple((column, tuple(values)) for column, values in target["where"]),
                 }
             )
