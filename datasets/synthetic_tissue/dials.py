@@ -34,6 +34,7 @@ DIALS = {
     "gland_share": Dial(0.0, 0.0, 0.6, "share", "area of the image inside glands"),
     "fibre_alignment": Dial(0.6, 0.0, 1.0, "1", "0: fibres in all directions, 1: all in one"),
     "clustering": Dial(0.2, 0.0, 1.0, "share", "nuclei that lie against another one of their nest"),
+    "evenness": Dial(0.0, 0.0, 1.0, "share", "moves made towards one power spectrum for all"),
     "compartments": Dial(0.7, 0.0, 1.0, "1", "how far the types keep to regions of their own"),
     "out_of_focus": Dial(0.25, 0.0, 1.0, "1", "stain of nuclei above and below the focal plane"),
     "haematoxylin": Dial(1.0, 0.5, 1.6, "ratio", "concentration of haematoxylin"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from .chance import Chance, on_grid
 from .dials import DIALS
+from .spectrum import GAP_PX, MOVES, distance, even_out
 
 PIXEL_UM = 0.5  # a 20x objective; HEST's patches have the same
 CANDIDATES = 24  # places tried for each nucleus
@@ -22,7 +23,6 @@ MOST_IN_RING = 24
 VESSEL_PX = 7.0  # radius of a capillary's lumen
 MOST_IN_VESSEL = 3
 NEST = 4  # nuclei of a nest, under clustering 1
-GAP_PX = 2.2  # least distance between two outlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NucleusType:
 
 
 TYPES = {
-    "tumour": NucleusType(3.9, 1.25, 0.72, 0.22, 0.45, 2, 1.6, 0.15, (0.13, 0.62)),
+    "tumour": NucleusType(3.9, 1.25, 0.78, 0.17, 0.35, 2, 1.6, 0.15, (0.13, 0.62)),
     "epithelial": NucleusType(3.3, 1.7, 0.85, 0.18, 0.25, 1, 1.0, 0.0, (0.0, 0.0)),
     "lymphocyte": NucleusType(2.7, 1.08, 1.3, 0.20, 0.0, 0, 1.15, 0.1, (0.08, 0.45)),
     "plasma": NucleusType(2.9, 1.12, 1.1, 0.28, 0.1, 0, 1.9, 0.75, (0.24, 0.7)),
@@ -110,12 +110,14 @@ def place(
     gland_places = on_grid(chance.uniform(MOST_GLANDS + 1, CANDIDATES, 2) * side)
     ring_draws = chance.normal(MOST_GLANDS * MOST_IN_RING, 4)
     vessel_draws = chance.normal(MOST_IN_VESSEL, 2)
+    moves = chance.uniform(MOVES, 2)
 
     glands, vessels = _discs(dials, side, gland_places)
     free = np.rint(dials["density"] * area_mm2 * (1 - dials["gland_share"])).astype(int)
     kind = _kinds(dials, free, order, most)
     radius, aspect, room = _sizes(kind, dials, sizes)
     x, y = np.zeros((2, n, most), np.float32)
+    group = np.zeros((n, most), int)
     rows = np.arange(n)
     turn_x, turn_y = on_grid(np.cos(turns)), on_grid(np.sin(turns))
     nests = np.maximum(-(-free // NEST), 1)  # the first `nests` nuclei are the seeds of one each
@@ -138,7 +140,7 @@ def place(
         clear = np.full(cx.shape, side, np.float32)
         for ox, oy, r in ((obstacle_x, obstacle_y, obstacle_r), (x[:, :j], y[:, :j], room[:, :j])):
             if ox.shape[1]:
-                gap = _distance(cx[..., None] - ox[:, None], cy[..., None] - oy[:, None], side)
+                gap = distance(cx[..., None] - ox[:, None], cy[..., None] - oy[:, None], side)
                 gap = np.where(r[:, None] > 0, gap - r[:, None], side)
                 clear = np.minimum(clear, gap.min(axis=2))
         clear -= room[:, j, None] + GAP_PX
@@ -150,9 +152,14 @@ def place(
         spread = np.where(j < nests, dials["clustering"], 0).astype(np.float32)
         score += (0.5 * spread)[:, None] * clear
         home_x, home_y = x[rows, j % nests][:, None], y[rows, j % nests][:, None]
-        score -= np.where(attached[:, None], 0.3, 0) * _distance(cx - home_x, cy - home_y, side)
+        score -= np.where(attached[:, None], 0.3, 0) * distance(cx - home_x, cy - home_y, side)
         best = score.argmax(axis=1)
         x[:, j], y[:, j] = cx[rows, best], cy[rows, best]
+        group[:, j] = np.where(attached, j % nests, j)
+
+    weight = _stain(kind) * radius * radius
+    obstacles = Discs(obstacle_x, obstacle_y, obstacle_r)
+    even_out(x, y, room, weight, group, obstacles, moves, dials["evenness"], side)
 
     angle = 2 * np.pi * angles
     along = fibre_angle[:, None] + (0.15 + 0.8 * (1 - dials["fibre_alignment"][:, None])) * (
@@ -167,13 +174,6 @@ def place(
         for f in dataclasses.fields(Nuclei)
     ))
     return nuclei, glands, vessels
-
-
-def _distance(dx: np.ndarray, dy: np.ndarray, side: int) -> np.ndarray:
-    """Length of a difference where opposite edges meet."""
-    dx = dx - side * np.rint(dx / side)
-    dy = dy - side * np.rint(dy / side)
-    return np.sqrt(dx * dx + dy * dy)
 
 
 def _kinds(
@@ -191,6 +191,12 @@ def _kinds(
     for bound, name in zip(bounds.T[::-1], (FIBROBLAST, PLASMA, LYMPHOCYTE), strict=True):
         kind[rank < bound[:, None]] = name
     return np.where(index < free[:, None], kind, -1)
+
+
+def _stain(kind: np.ndarray) -> np.ndarray:
+    """Haematoxylin of nuclei [n, m]; 0 where there is none."""
+    values = np.array([*(t.haematoxylin for t in TYPES.values()), 0], np.float32)
+    return values[kind]  # -1 is the last one
 
 
 def _sizes(
@@ -223,7 +229,7 @@ def _discs(
         cx, cy = places[:, g, :, 0], places[:, g, :, 1]
         best = np.zeros(n, int)
         if g:
-            gap = _distance(cx[..., None] - x[:, None, :g], cy[..., None] - y[:, None, :g], side)
+            gap = distance(cx[..., None] - x[:, None, :g], cy[..., None] - y[:, None, :g], side)
             gap = np.where(radius[:, None, :g] > 0, gap - radius[:, None, :g], side)
             best = gap.min(axis=2).argmax(axis=1)
         x[:, g], y[:, g], radius[:, g] = cx[rows, best], cy[rows, best], own
