@@ -22,7 +22,7 @@ RING = 0.8  # of a gland's radius: where its nuclei are
 MOST_IN_RING = 24
 VESSEL_PX = 7.0  # radius of a capillary's lumen
 MOST_IN_VESSEL = 3
-NEST = 4  # nuclei of a nest, under clustering 1
+NEST = 3  # nuclei of a nest, under clustering 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,17 +162,20 @@ def place(
     even_out(x, y, room, weight, group, obstacles, moves, dials["evenness"], side)
 
     angle = 2 * np.pi * angles
-    along = fibre_angle[:, None] + (0.15 + 0.8 * (1 - dials["fibre_alignment"][:, None])) * (
-        angles - 0.5
-    ) * np.pi
+    along = (
+        fibre_angle[:, None]
+        + (0.15 + 0.8 * (1 - dials["fibre_alignment"][:, None])) * (angles - 0.5) * np.pi
+    )
     angle = np.where(kind == FIBROBLAST, along, angle)
     loose = Nuclei(kind, x, y, radius, aspect, on_grid(np.cos(angle)), on_grid(np.sin(angle)))
     around = _ring(glands, dials, side, ring_draws)
     lining = _lining(vessels, dials, side, vessel_draws)
-    nuclei = Nuclei(*(
-        np.concatenate([getattr(part, f.name) for part in (around, lining, loose)], axis=1)
-        for f in dataclasses.fields(Nuclei)
-    ))
+    nuclei = Nuclei(
+        *(
+            np.concatenate([getattr(part, f.name) for part in (around, lining, loose)], axis=1)
+            for f in dataclasses.fields(Nuclei)
+        )
+    )
     return nuclei, glands, vessels
 
 
@@ -213,9 +216,7 @@ def _sizes(
     return on_grid(radius), on_grid(aspect), on_grid(radius * aspect**0.3)
 
 
-def _discs(
-    dials: dict[str, np.ndarray], side: int, places: np.ndarray
-) -> tuple[Discs, Discs]:
+def _discs(dials: dict[str, np.ndarray], side: int, places: np.ndarray) -> tuple[Discs, Discs]:
     """Glands that share the wanted area, and a capillary where there is stroma."""
     share = dials["gland_share"]
     number = np.ceil(share / GLAND_AREA).astype(int)

@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-MOVES = 240
+MOVES = 320
 DIRECTIONS, LENGTHS_PX = 16, (1.5, 4.0, 8.0, 16.0)  # of a move
 GAP_PX = 2.2  # least distance between two outlines
 STEPS = 8  # positions to a pixel
-SHORTEST_PX = 9.0  # wavelength: from there on, size and outline of nuclei make the spectrum
+SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make the spectrum
 # Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel: between
 # those that dispersed nuclei and nests have of themselves, so that neither has far to go.
-TARGET = ((0.008, 0.023, 0.035, 0.045, 0.06, 0.11), (0.42, 0.57, 0.55, 0.65, 1.05, 0.95))
+TARGET = ((0.008, 0.023, 0.035, 0.045, 0.06, 0.1), (0.42, 0.57, 0.55, 0.65, 1.05, 0.95))
 
 
 class _Obstacles(Protocol):
@@ -61,13 +61,15 @@ def even_out(
     if not len(images):
         return
     x_own, y_own, room, group = x[images], y[images], room[images], group[images]
-    others = [getattr(obstacles, f)[images] for f in ("x", "y", "radius")]
     n = len(images)
     rows = np.arange(n)
     number = (room > 0).sum(axis=1)
+    members = _members(group, number)
     waves = _waves(side)
     stain = weight[images].astype(np.float64)
-    angle = np.rint(STEPS * x_own[..., None]) * waves.x + np.rint(STEPS * y_own[..., None]) * waves.y
+    angle = (
+        np.rint(STEPS * x_own[..., None]) * waves.x + np.rint(STEPS * y_own[..., None]) * waves.y
+    )
     each = stain[..., None] * waves.table[angle.astype(np.int64) % len(waves.table)]
     amplitude = np.zeros_like(each)  # of each group [n, m, waves]
     np.add.at(amplitude, (rows[:, None], group), each)
@@ -77,7 +79,7 @@ def even_out(
     def misfit(amplitude: np.ndarray) -> np.ndarray:
         power = amplitude.real**2 + amplitude.imag**2
         rings = np.add.reduceat(power, waves.starts, axis=1) / norm
-        return np.square(np.log(rings / waves.target + 1e-3)).sum(axis=1)
+        return (np.square(np.log(rings / waves.target + 1e-3)) * waves.share).sum(axis=1)
 
     worst = misfit(total)
     which = np.floor(draws[images, :, 0] * number[:, None]).astype(int)
@@ -89,37 +91,47 @@ def even_out(
         better = np.flatnonzero((energy < worst) & (t < MOVES * evenness[images]))
         if not len(better):
             continue
-        moved = group[better] == chosen[better, None]
+        moved = members[better, chosen[better]]  # [k, members], -1 for none
         to_x, to_y = (
-            (place[better] + moved * waves.steps[step[better, t], a, None]) % side
+            (place[better[:, None], moved] + waves.steps[step[better, t], a, None]) % side
             for place, a in ((x_own, 0), (y_own, 1))
         )
-        free = _free(to_x, to_y, room[better], moved, [values[better] for values in others], side)
-        keep, moved = better[free], moved[free]
-        x_own[keep], y_own[keep] = to_x[free], to_y[free]
+        clear = np.full(len(better), side, np.float32)
+        there = (moved >= 0)[:, :, None]
+        same = (group[better] == chosen[better, None])[:, None, :]
+        reach = room[better[:, None], moved][:, :, None]
+        for others_x, others_y, radius, but in (
+            (x_own[better], y_own[better], room[better], same),
+            (*(getattr(obstacles, f)[images[better]] for f in ("x", "y", "radius")), False),
+        ):
+            gap = distance(
+                to_x[:, :, None] - others_x[:, None], to_y[:, :, None] - others_y[:, None], side
+            )
+            counts = there & (radius > 0)[:, None] & ~np.asarray(but)
+            gap = np.where(counts, gap - reach - radius[:, None], side)
+            clear = np.minimum(clear, gap.min(axis=(1, 2)))
+        free = clear >= GAP_PX
+        keep, moved, to_x, to_y = better[free], moved[free], to_x[free], to_y[free]
+        image, member = np.nonzero(moved >= 0)
+        x_own[keep[image], moved[image, member]] = to_x[image, member]
+        y_own[keep[image], moved[image, member]] = to_y[image, member]
         amplitude[keep, chosen[keep]] *= 1 + waves.turn[step[keep, t]]
         total[keep], worst[keep] = changed[keep], energy[keep]
     x[images], y[images] = x_own, y_own
 
 
-def _free(
-    x: np.ndarray,
-    y: np.ndarray,
-    room: np.ndarray,
-    moved: np.ndarray,
-    obstacles: list[np.ndarray],
-    side: int,
-) -> np.ndarray:
-    """Whether the moved nuclei of each image keep clear of all others and of obstacles, bool [n]."""
-    gap = distance(x[:, :, None] - x[:, None, :], y[:, :, None] - y[:, None, :], side)
-    gap = gap - room[:, :, None] - room[:, None, :]
-    pairs = moved[:, :, None] & ~moved[:, None, :] & (room > 0)[:, :, None] & (room > 0)[:, None, :]
-    clear = np.where(pairs, gap, side).min(axis=(1, 2))
-    other_x, other_y, radius = (values[:, None, :] for values in obstacles)
-    gap = distance(x[:, :, None] - other_x, y[:, :, None] - other_y, side)
-    gap = gap - room[:, :, None] - radius
-    pairs = (moved & (room > 0))[:, :, None] & (radius > 0)
-    return np.minimum(clear, np.where(pairs, gap, side).min(axis=(1, 2))) >= GAP_PX
+def _members(group: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """The nuclei [n, m, k] of each group, -1 for none. Only the first `number` [n] places count."""
+    n, m = group.shape
+    counts = np.zeros((n, m), int)
+    members = np.full((n, m, m), -1)
+    rows = np.arange(n)
+    for j in range(m):
+        taken = rows[j < number]
+        g = group[taken, j]
+        members[taken, g, counts[taken, g]] = j
+        counts[taken, g] += 1
+    return members[:, :, : max(int(counts.max(initial=1)), 1)]
 
 
 class _Waves(NamedTuple):
@@ -129,6 +141,7 @@ class _Waves(NamedTuple):
     y: np.ndarray
     starts: np.ndarray  # [r] index of a ring's first wave
     target: np.ndarray  # [r] power of a whole ring
+    share: np.ndarray  # [r] of a ring in the misfit: its width in log frequency
     table: np.ndarray  # e^(-2 pi i t) at the positions of a nucleus along an axis
     steps: np.ndarray  # [k, 2] px, float32
     turn: np.ndarray  # [k, w] what each of them does to an amplitude, less 1
@@ -150,4 +163,4 @@ def _waves(side: int) -> _Waves:
     steps = np.rint(STEPS * np.stack([move.real, move.imag], axis=1)).astype(np.int64)
     turn = table[(steps[:, :1] * x + steps[:, 1:] * y) % len(table)] - 1
     starts = np.searchsorted(ring, rings)
-    return _Waves(x, y, starts, target, table, (steps / STEPS).astype(np.float32), turn)
+    return _Waves(x, y, starts, target, 1 / rings, table, (steps / STEPS).astype(np.float32), turn)
