@@ -12,7 +12,7 @@ import numpy as np
 
 from .chance import Chance, on_grid
 from .dials import DIALS
-from .spectrum import GAP_PX, MOVES, distance, even_out
+from .spectrum import APART_PX, MOVES, distance, even_out
 
 PIXEL_UM = 0.5  # a 20x objective; HEST's patches have the same
 CANDIDATES = 24  # places tried for each nucleus
@@ -23,6 +23,7 @@ MOST_IN_RING = 24
 VESSEL_PX = 7.0  # radius of a capillary's lumen
 MOST_IN_VESSEL = 3
 NEST = 3  # nuclei of a nest, under clustering 1
+TOUCH_PX = 2.2  # between the outlines of two neighbours in a nest: they can still be told apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def place(
             # Against a member of the same nest that is there already.
             members = np.maximum(j // nests, 1)
             parent = j % nests + nests * np.floor(lot[:, j, 1] * members).astype(int)
-            reach = (room[rows, parent] + room[:, j])[:, None] + GAP_PX * (1 + 0.3 * apart[:, j])
+            reach = (room[rows, parent] + room[:, j])[:, None] + TOUCH_PX * (1 + 0.3 * apart[:, j])
             beside_x = (x[rows, parent][:, None] + reach * turn_x[:, j]) % side
             beside_y = (y[rows, parent][:, None] + reach * turn_y[:, j]) % side
             cx = np.where(attached[:, None], beside_x, cx)
@@ -143,7 +144,7 @@ def place(
                 gap = distance(cx[..., None] - ox[:, None], cy[..., None] - oy[:, None], side)
                 gap = np.where(r[:, None] > 0, gap - r[:, None], side)
                 clear = np.minimum(clear, gap.min(axis=2))
-        clear -= room[:, j, None] + GAP_PX
+        clear -= room[:, j, None] + np.where(attached, TOUCH_PX, APART_PX)[:, None]
         # Room first of all. Then the compartment, and for the seeds of nests distance from others.
         score = 100 * np.minimum(clear, 0) - 0.001 * np.arange(CANDIDATES, dtype=np.float32)
         liking = AFFINITY[kind[:, j]] * dials["compartments"].astype(np.float32)

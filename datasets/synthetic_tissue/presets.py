@@ -75,9 +75,8 @@ PRESETS = {
         truth=("truth_clustering",),
         drivers=("layout", "nothing"),
         levels={"infiltrate": 0.6, "stroma": 0.05, "compartments": 0.0, "density": 9000, "evenness": 1.0,
-                "nuclear_size": 0.9, "out_of_focus": 0.5},
-        spread={**NUISANCE_SPREAD, "infiltrate": 0.1, "stroma": 0.05, "density": 1500,
-                "out_of_focus": 0.5},
+                "nuclear_size": 0.9},
+        spread={**NUISANCE_SPREAD, "infiltrate": 0.1, "stroma": 0.05, "density": 1500},
     ),
     "tissue_texture": Preset(
         description="the same nuclei in the same places, their chromatin fine or coarse",

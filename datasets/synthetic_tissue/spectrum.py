@@ -16,7 +16,7 @@ import numpy as np
 
 MOVES = 320
 DIRECTIONS, LENGTHS_PX = 16, (1.5, 4.0, 8.0, 16.0)  # of a move
-GAP_PX = 2.2  # least distance between two outlines
+APART_PX = 4.0  # least distance between the outlines of two groups
 STEPS = 8  # positions to a pixel
 SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make the spectrum
 # Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel: between
@@ -110,7 +110,7 @@ def even_out(
             counts = there & (radius > 0)[:, None] & ~np.asarray(but)
             gap = np.where(counts, gap - reach - radius[:, None], side)
             clear = np.minimum(clear, gap.min(axis=(1, 2)))
-        free = clear >= GAP_PX
+        free = clear >= APART_PX
         keep, moved, to_x, to_y = better[free], moved[free], to_x[free], to_y[free]
         image, member = np.nonzero(moved >= 0)
         x_own[keep[image], moved[image, member]] = to_x[image, member]
