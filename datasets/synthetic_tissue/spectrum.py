@@ -16,12 +16,12 @@ import numpy as np
 
 MOVES = 320
 DIRECTIONS, LENGTHS_PX = 16, (1.5, 4.0, 8.0, 16.0)  # of a move
-APART_PX = 4.0  # least distance between the outlines of two groups
+APART_PX = 3.5  # least distance between the outlines of two groups
 STEPS = 8  # positions to a pixel
 SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make the spectrum
 # Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel: between
 # those that dispersed nuclei and nests have of themselves, so that neither has far to go.
-TARGET = ((0.008, 0.023, 0.035, 0.045, 0.06, 0.1), (0.42, 0.57, 0.55, 0.65, 1.05, 0.95))
+TARGET = ((0.008, 0.023, 0.031, 0.045, 0.06, 0.1), (0.43, 0.62, 0.68, 0.7, 0.98, 0.95))
 
 
 class _Obstacles(Protocol):
