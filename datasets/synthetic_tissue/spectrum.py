@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-MOVES = 320
-DIRECTIONS, LENGTHS_PX = 16, (1.5, 4.0, 8.0, 16.0)  # of a move
-APART_PX = 3.5  # least distance between the outlines of two groups
+MOVES = 480
+DIRECTIONS, LENGTHS_PX = 16, (1.0, 2.5, 6.0, 14.0)  # of a move
+APART_PX = 3.0  # least distance between the outlines of two groups
 STEPS = 8  # positions to a pixel
 SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make the spectrum
 # Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel: between
 # those that dispersed nuclei and nests have of themselves, so that neither has far to go.
-TARGET = ((0.008, 0.023, 0.031, 0.045, 0.06, 0.1), (0.43, 0.62, 0.68, 0.7, 0.98, 0.95))
+TARGET = ((0.008, 0.023, 0.031, 0.045, 0.06, 0.1), (0.43, 0.6, 0.62, 0.68, 0.95, 1.0))
 
 
 class _Obstacles(Protocol):
@@ -141,7 +141,7 @@ class _Waves(NamedTuple):
     y: np.ndarray
     starts: np.ndarray  # [r] index of a ring's first wave
     target: np.ndarray  # [r] power of a whole ring
-    share: np.ndarray  # [r] of a ring in the misfit: its width in log frequency
+    share: np.ndarray  # [r] of a ring in the misfit: its width in log frequency, at most 1
     table: np.ndarray  # e^(-2 pi i t) at the positions of a nucleus along an axis
     steps: np.ndarray  # [k, 2] px, float32
     turn: np.ndarray  # [k, w] what each of them does to an amplitude, less 1
@@ -163,4 +163,13 @@ def _waves(side: int) -> _Waves:
     steps = np.rint(STEPS * np.stack([move.real, move.imag], axis=1)).astype(np.int64)
     turn = table[(steps[:, :1] * x + steps[:, 1:] * y) % len(table)] - 1
     starts = np.searchsorted(ring, rings)
-    return _Waves(x, y, starts, target, 1 / rings, table, (steps / STEPS).astype(np.float32), turn)
+    return _Waves(
+        x,
+        y,
+        starts,
+        target,
+        np.minimum(1, 4 / rings),
+        table,
+        (steps / STEPS).astype(np.float32),
+        turn,
+    )
