@@ -1,9 +1,9 @@
-"""Gene counts of a spot: negative binomial, each gene driven by one latent of the tissue or by none.
+"""Gene counts of a spot: negative binomial, each gene driven by one latent or by none.
 
     count ~ NB(mean = depth * exp(base + effect * latent), variance = mean + DISPERSION * mean^2)
 
-the mean-dispersion model of RNA counts (Robinson & Smyth, Biostatistics 9, 321, 2008). A latent lies
-in about -1 ... 1 and is one of
+the mean-dispersion model of RNA counts (Robinson & Smyth, Biostatistics 9, 321, 2008). A latent
+lies in about -1 ... 1 and is one of
 
     composition   what share of the nuclei are lymphocytes and plasma cells
     layout        what share of them lie against another one of their nest

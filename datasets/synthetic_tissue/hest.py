@@ -1,6 +1,6 @@
 """The layout of HEST-Benchmark: one folder a task, one sample a section.
 
-    <task>/patches/<sample>.h5      img uint8 [n, s, s, 3], coords int64 [n, 2], barcode bytes [n, 1]
+    <task>/patches/<sample>.h5      img uint8 [n, s, s, 3], coords int64 [n, 2], barcode [n, 1]
     <task>/adata/<sample>.h5ad      counts float32 [n, genes], how genes and spots were made beside
     <task>/splits/train_<k>.csv     sample_id, patches_path, expr_path; test_<k>.csv likewise
     <task>/var_50genes.json         {"genes": [...]}, the most variable ones

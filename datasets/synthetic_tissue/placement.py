@@ -1,8 +1,8 @@
 """Where the nuclei are: glands and a vessel first, then every other nucleus where there is room.
 
 Coordinates are pixels of the image, and opposite edges of an image meet: a nucleus that leaves on
-the right comes in on the left. So the sum of all that is painted does not depend on where the nuclei
-lie, and two arrangements of the same nuclei have the same mean stain, exactly as the question
+the right comes in on the left. So the sum of all that is painted does not depend on where the
+nuclei lie, and two arrangements of the same nuclei have the same mean stain, as the question
 "arrangement or pixels?" needs it.
 """
 
@@ -183,7 +183,7 @@ def place(
 def _kinds(
     dials: dict[str, np.ndarray], free: np.ndarray, order: np.ndarray, most: int
 ) -> np.ndarray:
-    """Types of the free nuclei int [n, most] in random order, in numbers nearest to their shares."""
+    """Types of the free nuclei int [n, most] in random order, in numbers nearest their shares."""
     immune, stroma = dials["infiltrate"], (1 - dials["infiltrate"]) * dials["stroma"]
     shares = np.stack([immune * (1 - PLASMA_SHARE), immune * PLASMA_SHARE, stroma], axis=1)
     bounds = np.rint(np.cumsum(shares, axis=1) * free[:, None]).astype(int)

@@ -74,8 +74,8 @@ PRESETS = {
         classes={"dispersed": {"clustering": 0.0}, "nested": {"clustering": 1.0}},
         truth=("truth_clustering",),
         drivers=("layout", "nothing"),
-        levels={"infiltrate": 0.6, "stroma": 0.05, "compartments": 0.0, "density": 7500, "evenness": 1.0,
-                "nuclear_size": 0.87},
+        levels={"infiltrate": 0.6, "stroma": 0.05, "compartments": 0.0, "density": 7500,
+                "evenness": 1.0, "nuclear_size": 0.87},
         spread={**NUISANCE_SPREAD, "infiltrate": 0.1, "stroma": 0.05, "density": 1500},
     ),
     "tissue_texture": Preset(

@@ -24,6 +24,8 @@ from .scanner import REFERENCE, Scanner, expose
 
 CHANNELS = ("R", "G", "B")
 LUMEN = 0.42  # of a gland's radius
+MOST_BEND = 2.5  # sd
+MARGIN_PX = 7  # of a window: what an outline's dents and its soft edge can reach beyond its radius
 GHOSTS = 10_000  # nuclei out of focus per mm2
 GHOST_BLUR_PX = 4.5
 
@@ -70,7 +72,8 @@ def _fields(
     chance: Chance, dials: dict[str, np.ndarray], fibre_angle: np.ndarray, side: int
 ) -> Fields:
     fx, fy, length = frequencies(side)
-    bend = chance.fields(ring(length, 22.0, 0.35))
+    bend_x, bend_y = chance.fields(ring(length, 22.0, 0.35))
+    bend = np.clip(bend_x, -MOST_BEND, MOST_BEND), np.clip(bend_y, -MOST_BEND, MOST_BEND)
     cloud, region = chance.fields(ring(length, 80.0, 0.4))
     chromatin, _ = chance.fields(ring(length, dials["chromatin_um"] / PIXEL_UM, 0.3))
     grain, _ = chance.fields(ring(length, 5.0, 0.4))
@@ -212,7 +215,7 @@ def _paint_cells(
     turns: np.ndarray,
 ) -> None:
     """Cytoplasm, in place, one cell after the other over what is there."""
-    n, side, _ = eosin.shape
+    side = eosin.shape[-1]
     h, e, grain = haematoxylin.reshape(-1), eosin.reshape(-1), fields.grain.reshape(-1)
     bend_x, bend_y = (b.reshape(-1) for b in fields.bend)
     cytoplasm = np.array([t.cytoplasm for t in TYPES.values()], np.float32)
@@ -227,7 +230,7 @@ def _paint_cells(
         reach = _of_type(kind, "cell")[:, 0, 0] * radius
         x = nuclei.x[rows, j] + away * cosine[rows, j]
         y = nuclei.y[rows, j] + away * sine[rows, j]
-        windows = _Windows(x, y, int(reach.max()) + 3, side)
+        windows = _Windows(x, y, int(reach.max()) + MARGIN_PX, side)
         index = windows.index + ((rows - np.arange(len(rows))) * side * side)[:, None, None]
         dx, dy = windows.dx + 1.5 * bend_x[index], windows.dy + 1.5 * bend_y[index]
         depth = reach[:, None, None] - np.sqrt(dx * dx + dy * dy)
@@ -237,7 +240,6 @@ def _paint_cells(
         granular = 1 + 0.12 * grain[index]
         h[index] += cover * (own_h * granular - h[index])
         e[index] += cover * (own_e * granular - e[index]) + border
-    return
 
 
 def _paint_nuclei(
@@ -254,7 +256,7 @@ def _paint_nuclei(
     scale changes neither the stain of a nucleus nor its contrast; towards the outline it fades, so
     that the outline stays where it is.
     """
-    n, side, _ = eosin.shape
+    side = eosin.shape[-1]
     h, e, chromatin = haematoxylin.reshape(-1), eosin.reshape(-1), fields.chromatin.reshape(-1)
     bend_x, bend_y = (b.reshape(-1) for b in fields.bend)
     for j in range(nuclei.x.shape[1]):
@@ -265,7 +267,7 @@ def _paint_nuclei(
         radius, aspect = nuclei.radius[rows, j], nuclei.aspect[rows, j]
         long = np.sqrt(aspect)
         windows = _Windows(
-            nuclei.x[rows, j], nuclei.y[rows, j], int((radius * long).max()) + 3, side
+            nuclei.x[rows, j], nuclei.y[rows, j], int((radius * long).max()) + MARGIN_PX, side
         )
         index = windows.index + ((rows - np.arange(len(rows))) * side * side)[:, None, None]
         radius, long = radius[:, None, None], long[:, None, None]

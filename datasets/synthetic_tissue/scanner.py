@@ -54,7 +54,7 @@ def expose(
     blur_um: np.ndarray,
     scanner: Scanner,
 ) -> np.ndarray:
-    """Images uint8 [n, s, s, 3] of concentrations [n, s, s]; light falls off as Beer and Lambert say.
+    """Images uint8 [n, s, s, 3] of concentrations [n, s, s], by Beer and Lambert.
 
     Args:
       noise: standard normal [n, s, s, 3].

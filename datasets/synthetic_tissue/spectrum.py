@@ -4,9 +4,9 @@ Nests have other pair distances than dispersed nuclei, so their power spectra di
 about arrangement could be answered from the spectrum of the pixels. But an arrangement has many
 more degrees of freedom than a radial spectrum has rings. So groups of nuclei are moved as they are,
 one at a time, and a move stays if it brings the spectrum nearer to the target: patterns that differ
-in who lies beside whom, with the same second-order statistics at long range. (Such reconstructions:
-Yeong & Torquato, Phys. Rev. E 57, 495, 1998. That a pattern's second-order statistics do not tell it:
-Baddeley & Silverman, Biometrics 40, 1089, 1984.)
+in who lies beside whom, with nearly the same second-order statistics at long range. (Such
+reconstructions: Yeong & Torquato, Phys. Rev. E 57, 495, 1998. That second-order statistics do not
+determine a pattern: Baddeley & Silverman, Biometrics 40, 1089, 1984.)
 """
 
 import functools
@@ -19,8 +19,8 @@ DIRECTIONS, LENGTHS_PX = 16, (1.0, 2.5, 6.0, 14.0)  # of a move
 APART_PX = 3.0  # least distance between the outlines of two groups
 STEPS = 8  # positions to a pixel
 SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make the spectrum
-# Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel: between
-# those that dispersed nuclei and nests have of themselves, so that neither has far to go.
+# Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel:
+# between those that dispersed nuclei and nests have of themselves, so that neither has far to go.
 TARGET = ((0.008, 0.023, 0.031, 0.045, 0.06, 0.1), (0.43, 0.6, 0.62, 0.68, 0.95, 1.0))
 
 

@@ -24,8 +24,8 @@ from .presets import PRESETS, Preset, spot_dials
 from .rendering import CHANNELS, draw
 from .scanner import draw_scanner
 
-# Split of twelve patients, again and again. A centre has patients of all splits: the k-th patient of
-# a split is from centre k, k modulo the number of centres.
+# Split of twelve patients, again and again. The patients of each split are dealt to the centres in
+# turn, so that no centre is tied to a split.
 SPLITS = (
     *("train", "validation", "test", "train", "test", "train"),
     *("test", "train", "validation", "test", "train", "test"),
@@ -89,7 +89,7 @@ class Builder(ImageDatasetBuilder):
                     data = {"patient": patient, "section": section, "first": first}
                     units.append(Unit(f"{patient:03d}-{section:02d}-{first:04d}", data))
         return Plan(
-            declaration=_declaration(config, preset),
+            declaration=_declaration(config, preset, options["n_centres"]),
             metadata={**METADATA, preset.target: "text"},
             dtype="uint8",
             units=tuple(units),
@@ -113,6 +113,15 @@ class Builder(ImageDatasetBuilder):
                 "synthetic_tissue option spots_per_section must be a multiple of "
                 f"{len(preset.classes)}, as many spots of each class, "
                 f"not {options['spots_per_section']}"
+            )
+        patients = range(1, options["n_patients"] + 1)
+        of_centre = [_place(patient, options["n_centres"])[1] for patient in patients]
+        fewest = min(of_centre.count(centre) for centre in range(options["n_centres"]))
+        if options["n_centres"] > 1 and fewest < FOLDS:
+            raise InputError(
+                f"synthetic_tissue option n_patients must give each of {options['n_centres']} "
+                f"centres at least {FOLDS} patients, not {fewest}: "
+                f"{options['n_patients']} are too few"
             )
         for driver in options["gene_drivers"]:
             if driver not in DRIVERS:
@@ -160,7 +169,7 @@ class Builder(ImageDatasetBuilder):
         return examples
 
     @classmethod
-    def write_hest(cls, out: Path, config: str = "", options: Mapping[str, Any] = {}) -> Path:  # noqa: B006
+    def write_hest(cls, out: Path, config: str, options: Mapping[str, Any]) -> Path:
         """Writes images and gene counts as a task of HEST-Benchmark; the folder of the task.
 
         The images are those of a preparation with this config and these options. The folder is
@@ -196,32 +205,27 @@ class Builder(ImageDatasetBuilder):
         return task
 
 
-def _declaration(config: str, preset: Preset) -> Declaration:
+def _declaration(config: str, preset: Preset, n_centres: int) -> Declaration:
+    targets = [
+        Target(
+            preset.target,
+            preset.target,
+            unit=("patient",),
+            split="fixed",
+            split_column="split",
+            audit=NUISANCE,
+            truth=preset.truth,
+        )
+    ]
+    if n_centres > 1:
+        dealt: dict[str, Any] = {"unit": ("patient",), "split": "k_fold", "n_folds": FOLDS}
+        targets.append(Target("centre", "centre", **dealt, nuisance=True, metric="accuracy"))
     name = "synthetic_tissue" if config == "default" else config
     return Declaration(
         name=name,
         channels=CHANNELS,
         pixel_um=PIXEL_UM,
-        targets=(
-            Target(
-                preset.target,
-                preset.target,
-                unit=("patient",),
-                split="fixed",
-                split_column="split",
-                audit=NUISANCE,
-                truth=preset.truth,
-            ),
-            Target(
-                "centre",
-                "centre",
-                unit=("patient",),
-                split="k_fold",
-                n_folds=FOLDS,
-                nuisance=True,
-                metric="accuracy",
-            ),
-        ),
+        targets=tuple(targets),
         nuisance=NUISANCE,
         symmetries=("flip", "rot90"),  # no label knows a direction
         pretraining="train",
@@ -238,7 +242,8 @@ def _place(patient: int, n_centres: int) -> tuple[str, int]:
     cycle, position = divmod(patient - 1, len(SPLITS))
     split = SPLITS[position]
     before = cycle * SPLITS.count(split) + SPLITS[:position].count(split)
-    return split, before % n_centres
+    # Test starts half-way round: the splits' remainders do not all fall on the first centres.
+    return split, (before + (split == "test") * (n_centres // 2)) % n_centres
 
 
 def _section(
