@@ -43,7 +43,7 @@ DIALS = {
 }
 
 
-def complete(given: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+def complete(given: Mapping[str, np.ndarray | float], n: int) -> dict[str, np.ndarray]:
     """All dials as float64 [n], clipped to their ranges: those `given`, the rest at default."""
     unknown = set(given) - set(DIALS)
     if unknown:

@@ -46,7 +46,7 @@ class Fields:
 
 def draw(
     rngs: Sequence[np.random.Generator],
-    dials: Mapping[str, np.ndarray],
+    dials: Mapping[str, np.ndarray | float],
     *,
     scanner: Scanner = REFERENCE,
     image_px: int = 128,

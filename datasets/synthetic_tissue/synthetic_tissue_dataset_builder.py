@@ -5,7 +5,7 @@ says what each config asks, `dials.py` what can be turned, `rendering.py` draws,
 makes gene counts and `hest.py` writes both in the layout of HEST-Benchmark.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -169,7 +169,28 @@ class Builder(ImageDatasetBuilder):
         return examples
 
     @classmethod
-    def write_hest(cls, out: Path, config: str, options: Mapping[str, Any]) -> Path:
+    def sweep(
+        cls,
+        dial: str,
+        values: Sequence[float],
+        seed: int = 0,
+        config: str = "",
+        image_px: int = 128,
+    ) -> np.ndarray:
+        """The same tissue with one dial at each of the values: uint8 [n, image_px, image_px, 3].
+
+        All other dials are at the levels of the config, all classes alike.
+        """
+        if dial not in DIALS:
+            raise InputError(
+                f"synthetic_tissue has no dial {dial!r}; there are: {', '.join(DIALS)}"
+            )
+        rngs = [_rng(seed, SPOT, 0, 0, 0) for _ in values]
+        levels = PRESETS[cls.resolve_config(config)].levels
+        return draw(rngs, {**levels, dial: np.array(values)}, image_px=image_px)[0]
+
+    @classmethod
+    def write_hest(cls, out: str | Path, config: str, options: Mapping[str, Any]) -> Path:
         """Writes images and gene counts as a task of HEST-Benchmark; the folder of the task.
 
         The images are those of a preparation with this config and these options. The folder is

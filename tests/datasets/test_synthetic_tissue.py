@@ -1,8 +1,10 @@
 """Synthetic tissue: reproducible, the labels live where they are said to, and HEST's layout."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -34,7 +36,6 @@ SMALL = {
     "spots_per_section": 4,
     "image_px": 96,
 }
-ROOT = Path(__file__).parents[2]
 
 
 def part(name: str) -> Any:
@@ -74,35 +75,46 @@ def test_a_spot_does_not_depend_on_what_is_drawn_beside_it() -> None:
     np.testing.assert_array_equal(image[0], images[1])
 
 
-DIGEST_SCRIPT = """
-import hashlib
-from bioimg_jax.data.builders import find_builder
-builder = find_builder("synthetic_tissue")
-for config in ("default", "tissue_layout"):
-    plan = builder.plan_resolved("", config, {options})
-    images = [image for _, image in builder.examples(plan.units[1], plan.shared)]
-    print(hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest())
-"""
+# SHA-256 of the images of `digest`, in the first version, on any machine.
+PINNED = "ec5346be23655dc03f4f4d01c377186ea9b32db373e0a1ea52829e089cf2f68e"
+
+
+def digest(draw: Any) -> str:
+    """Of three images that use every part of the renderer."""
+    rngs = [np.random.default_rng([0, i]) for i in range(3)]
+    dials = {
+        "gland_share": np.array([0.4, 0.0, 0.0]),
+        "stroma": np.array([0.5, 0.9, 0.1]),
+        "infiltrate": np.array([0.2, 0.1, 0.6]),
+        "clustering": np.array([0.3, 0.3, 1.0]),
+        "evenness": np.array([0.0, 0.0, 1.0]),
+    }
+    return hashlib.sha256(draw(rngs, dials)[0].tobytes()).hexdigest()
 
 
 def test_the_bytes_are_the_same_on_a_processor_without_wide_registers() -> None:
-    script = DIGEST_SCRIPT.replace("{options}", repr(SMALL))
+    """NumPy's other code paths stand in for another machine."""
+    folder = BUILDER.code_file.parent
+    script = f"""
+import hashlib, sys, types
+from typing import Any
+import numpy as np
+sys.modules["tissue"] = types.ModuleType("tissue")
+sys.modules["tissue"].__path__ = [{str(folder)!r}]
+from tissue.rendering import draw
+{inspect.getsource(digest)}
+print(digest(draw))
+"""
     features = np._core._multiarray_umath.__cpu_dispatch__  # type: ignore[attr-defined]
-    narrow = {**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(features)}
-    command = [sys.executable, "-W", "ignore", "-c", script]
     out = subprocess.run(
-        command, env=narrow, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-W", "ignore", "-c", script],
+        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(features)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
-    here = []
-    for config in ("default", "tissue_layout"):
-        _, images = spots(config, slice(1, 2), **SMALL)
-        here.append(hashlib.sha256(images.tobytes()).hexdigest())
-    assert out.stdout.split() == here
-    # On whatever machine this runs: the bytes of the first version.
-    assert here == PINNED
-
-
-PINNED = ["", ""]
+    assert out.stdout.strip() == digest(part("rendering").draw) == PINNED
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -218,28 +230,18 @@ def test_the_segmenter_finds_the_nuclei() -> None:
 
 
 def test_a_prepared_set_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
-    options = {**SMALL, "n_patients": 12, "n_centres": 2}
-    one = prepare(
-        name="synthetic_tissue",
-        config="tissue_null",
-        out=tmp_path / "1",
-        options=options,
-        workers=1,
-    )
-    two = prepare(
-        name="synthetic_tissue",
-        config="tissue_null",
-        out=tmp_path / "2",
-        options=options,
-        workers=2,
-    )
+    settings: dict[str, Any] = {"name": "synthetic_tissue", "config": "tissue_null"}
+    settings["options"] = {**SMALL, "spots_per_section": 2}
+    one = prepare(**settings, out=tmp_path / "1", workers=1)
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        many = prepare(**settings, out=tmp_path / "3", executor=executor)
     dataset = open_dataset(one)
-    assert len(dataset) == 12 * 4
+    assert len(dataset) == 3 * 2
     assert dataset.declaration.name == "tissue_null"
     fold = dataset.folds("lot")[0]
     assert set(dataset.metadata["lot"].iloc[fold.test]) == {"heads", "tails"}
     for a, b in zip(
-        sorted(one.rglob("*array_record*")), sorted(two.rglob("*array_record*")), strict=True
+        sorted(one.rglob("*array_record*")), sorted(many.rglob("*array_record*")), strict=True
     ):
         assert a.read_bytes() == b.read_bytes()
 
@@ -353,9 +355,19 @@ def test_texture_genes_of_a_written_task_follow_the_chromatin(tmp_path: Path) ->
     assert max(fine) < 0 < min(coarse)
 
 
+def test_a_sweep_turns_one_dial_of_one_tissue() -> None:
+    images = BUILDER.sweep("eosin", [1.0, 1.0, 1.5], seed=2, image_px=96)
+    np.testing.assert_array_equal(images[0], images[1])
+    haematoxylin_only = images[0].min(axis=2) < 70  # nuclei stay where they are
+    assert (images[2].min(axis=2)[haematoxylin_only] < 75).all()
+    assert images[2][..., 1].mean() < images[0][..., 1].mean() - 10
+
+
 def test_dials_are_documented() -> None:
     for dial in part("dials").DIALS.values():
         assert dial.low <= dial.default <= dial.high
         assert all(dataclasses.asdict(dial)[name] for name in ("unit", "what"))
+    with pytest.raises(InputError, match="no dial 'size'"):
+        BUILDER.sweep("size", [1.0])
     with pytest.raises(KeyError, match="no dial 'size'"):
         part("dials").complete({"size": np.ones(1)}, 1)
