@@ -33,7 +33,7 @@ DOORS = {
     "jinja2": ("bioimg_jax/report/",),
     "markupsafe": ("bioimg_jax/report/",),
     "array_record": ("bioimg_jax/data/",),
-    "h5py": ("bioimg_jax/features/",),
+    "h5py": ("bioimg_jax/features/", "datasets/"),
     "tifffile": ("datasets/",),
     "scib_metrics": ("bioimg_jax/statistics/batch_mixing.py",),
     "PIL": ("datasets/",),

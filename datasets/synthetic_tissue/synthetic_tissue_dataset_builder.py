@@ -1,0 +1,281 @@
+"""Generated H&E-like tissue whose truth is known: what the label lives in is chosen by the config.
+
+The experiment is laid out here: centres, patients, sections, spots. Beside this file, `presets.py`
+says what each config asks, `dials.py` what can be turned, `rendering.py` draws, `expression.py`
+makes gene counts and `hest.py` writes both in the layout of HEST-Benchmark.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bioimg_jax.data.builders import Example, ImageDatasetBuilder, Plan, Unit
+from bioimg_jax.data.declaration import Declaration, Target
+from bioimg_jax.errors import InputError
+
+from .dials import DIALS
+from .expression import DRIVERS, draw_counts, latents, make_genes, patient_depth
+from .hest import Section, write_task
+from .placement import NAMES, PIXEL_UM
+from .presets import PRESETS, Preset, spot_dials
+from .rendering import CHANNELS, draw
+from .scanner import draw_scanner
+
+# Split of twelve patients, again and again. The patients of each split are dealt to the centres in
+# turn, so that no centre is tied to a split.
+SPLITS = (
+    *("train", "validation", "test", "train", "test", "train"),
+    *("test", "train", "validation", "test", "train", "test"),
+)
+BLOCK = 16  # spots drawn at a time, so that memory does not grow with a section
+SECTION_SPREAD = 0.06  # of the logarithm of both stains, between sections: thickness
+FOLDS = 3
+
+METADATA = {
+    "centre": "text",
+    "patient": "text",
+    "section": "text",
+    "spot": "int",
+    "split": "text",
+    **{f"truth_{dial}": "float" for dial in DIALS},
+    "truth_nuclei": "int",  # in the image
+    **{f"truth_share_{name}": "float" for name in NAMES},  # of those
+}
+NUISANCE = ("centre", "section", "spot")
+# What a random stream is for; the first word of its key, so that no two streams are the same.
+CENTRE, PATIENT, SECTION, SPOT, DIAL, GENES, DEPTH, COUNTS = range(8)
+
+
+class Builder(ImageDatasetBuilder):
+    """Spots of sections of patients of centres; a unit is up to `BLOCK` spots of a section."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+        tfds.core.BuilderConfig(name=name, description=preset.description)
+        for name, preset in PRESETS.items()
+    ]
+    DEFAULT_OPTIONS: ClassVar[dict[str, Any]] = {
+        "seed": 0,
+        "n_centres": 4,
+        "n_patients": 24,
+        "sections_per_patient": 2,
+        "spots_per_section": 32,
+        "image_px": 128,
+        "n_genes": 50,
+        "gene_drivers": (),  # of each gene, over and over; none: the preset's own
+    }
+    LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
+        "seed": (0, 2**32 - 1),
+        "n_centres": (1, 99),
+        "n_patients": (3, 999),  # the first three are one of each split
+        "sections_per_patient": (1, 99),
+        "spots_per_section": (2, 9999),
+        "image_px": (96, 512),
+        "n_genes": (1, 20_000),
+    }
+
+    @classmethod
+    def plan(cls, source: str, config: str, options: Mapping[str, Any]) -> Plan:
+        preset = PRESETS[config]
+        cls._check(source, preset, options)
+        units = []
+        for patient in range(1, options["n_patients"] + 1):
+            for section in range(1, options["sections_per_patient"] + 1):
+                for first in range(0, options["spots_per_section"], BLOCK):
+                    data = {"patient": patient, "section": section, "first": first}
+                    units.append(Unit(f"{patient:03d}-{section:02d}-{first:04d}", data))
+        return Plan(
+            declaration=_declaration(config, preset, options["n_centres"]),
+            metadata={**METADATA, preset.target: "text"},
+            dtype="uint8",
+            units=tuple(units),
+            options=dict(options),
+            shared={**options, "config": config},
+        )
+
+    @classmethod
+    def _check(cls, source: str, preset: Preset, options: Mapping[str, Any]) -> None:
+        """Raises `InputError` for the first thing that is wrong."""
+        if source:
+            raise InputError(f"data set 'synthetic_tissue' is generated: no source, not {source!r}")
+        for name, (low, high) in cls.LIMITS.items():
+            if not low <= options[name] <= high:
+                raise InputError(
+                    f"synthetic_tissue option {name} must be from {low} to {high}, "
+                    f"not {options[name]}"
+                )
+        if options["spots_per_section"] % len(preset.classes):
+            raise InputError(
+                "synthetic_tissue option spots_per_section must be a multiple of "
+                f"{len(preset.classes)}, as many spots of each class, "
+                f"not {options['spots_per_section']}"
+            )
+        patients = range(1, options["n_patients"] + 1)
+        of_centre = [_place(patient, options["n_centres"])[1] for patient in patients]
+        fewest = min(of_centre.count(centre) for centre in range(options["n_centres"]))
+        if options["n_centres"] > 1 and fewest < FOLDS:
+            raise InputError(
+                f"synthetic_tissue option n_patients must give each of {options['n_centres']} "
+                f"centres at least {FOLDS} patients, not {fewest}: "
+                f"{options['n_patients']} are too few"
+            )
+        for driver in options["gene_drivers"]:
+            if driver not in DRIVERS:
+                raise InputError(
+                    "synthetic_tissue option gene_drivers must be of "
+                    f"{', '.join(DRIVERS)}, not {driver!r}"
+                )
+
+    @classmethod
+    def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> list[Example]:
+        seed, preset = shared["seed"], PRESETS[shared["config"]]
+        patient, section, first = (unit.data[name] for name in ("patient", "section", "first"))
+        split, centre = _place(patient, shared["n_centres"])
+        scanner = draw_scanner(_rng(seed, CENTRE, centre))
+        patient_draws = _rng(seed, PATIENT, patient).uniform(-1, 1, len(DIALS))
+        labels, thickness = _section(seed, preset, patient, section, shared["spots_per_section"])
+
+        spots = range(first, min(first + BLOCK, shared["spots_per_section"]))
+        rngs, dials = [], []
+        for spot in spots:
+            rngs.append(_rng(seed, SPOT, patient, section, spot))
+            draws = _rng(seed, DIAL, patient, section, spot).uniform(-1, 1, len(DIALS))
+            own = spot_dials(preset, labels[spot], patient_draws, draws)
+            for stain in ("haematoxylin", "eosin"):
+                own[stain] = DIALS[stain].clip(own[stain] * thickness)
+            dials.append(own)
+        columns = {name: np.array([own[name] for own in dials]) for name in DIALS}
+        images, nuclei = draw(rngs, columns, scanner=scanner, image_px=shared["image_px"])
+
+        shares, counts = nuclei.shares(), nuclei.count()
+        examples = []
+        for i, spot in enumerate(spots):
+            metadata = {
+                "centre": f"C{centre + 1}",
+                "patient": f"P{patient:03d}",
+                "section": _section_name(patient, section),
+                "spot": spot + 1,
+                "split": split,
+                **{f"truth_{name}": value for name, value in dials[i].items()},
+                "truth_nuclei": int(counts[i]),
+                **{f"truth_share_{name}": float(shares[i, k]) for k, name in enumerate(NAMES)},
+                preset.target: labels[spot],
+            }
+            examples.append((metadata, images[i]))
+        return examples
+
+    @classmethod
+    def sweep(
+        cls,
+        dial: str,
+        values: Sequence[float],
+        seed: int = 0,
+        config: str = "",
+        image_px: int = 128,
+    ) -> np.ndarray:
+        """The same tissue with one dial at each of the values: uint8 [n, image_px, image_px, 3].
+
+        All other dials are at the levels of the config, all classes alike.
+        """
+        if dial not in DIALS:
+            raise InputError(
+                f"synthetic_tissue has no dial {dial!r}; there are: {', '.join(DIALS)}"
+            )
+        rngs = [_rng(seed, SPOT, 0, 0, 0) for _ in values]
+        levels = PRESETS[cls.resolve_config(config)].levels
+        return draw(rngs, {**levels, dial: np.array(values)}, image_px=image_px)[0]
+
+    @classmethod
+    def write_hest(cls, out: str | Path, config: str, options: Mapping[str, Any]) -> Path:
+        """Writes images and gene counts as a task of HEST-Benchmark; the folder of the task.
+
+        The images are those of a preparation with this config and these options. The folder is
+        `out`/<config>; raises `InputError` where it exists.
+        """
+        config = cls.resolve_config(config)
+        plan = cls.plan_resolved("", config, options)
+        task = Path(out) / config
+        if task.exists():
+            raise InputError(f"{task} exists already: give another folder, or remove it")
+        shared = plan.shared
+        drivers = shared["gene_drivers"] or PRESETS[config].drivers
+        genes = make_genes(_rng(shared["seed"], GENES), shared["n_genes"], drivers)
+
+        def counts_of(patient: int, section: int, metadata: Mapping[str, Any]) -> np.ndarray:
+            depth = patient_depth(_rng(shared["seed"], DEPTH, patient))
+            rng = _rng(shared["seed"], COUNTS, patient, section, metadata["spot"])
+            return draw_counts(rng, genes, latents(metadata), depth)
+
+        def blocks(patient: int, section: int) -> Iterator[tuple]:
+            for unit in plan.units:
+                if (unit.data["patient"], unit.data["section"]) == (patient, section):
+                    metadata, images = zip(*cls.examples(unit, shared), strict=True)
+                    counts = [counts_of(patient, section, row) for row in metadata]
+                    yield np.stack(images), np.stack(counts), metadata
+
+        places = dict.fromkeys((unit.data["patient"], unit.data["section"]) for unit in plan.units)
+        sections = (
+            Section(_section_name(patient, section), f"P{patient:03d}", blocks(patient, section))
+            for patient, section in places
+        )
+        write_task(task, sections, genes)
+        return task
+
+
+def _declaration(config: str, preset: Preset, n_centres: int) -> Declaration:
+    targets = [
+        Target(
+            preset.target,
+            preset.target,
+            unit=("patient",),
+            split="fixed",
+            split_column="split",
+            audit=NUISANCE,
+            truth=preset.truth,
+        )
+    ]
+    if n_centres > 1:
+        dealt: dict[str, Any] = {"unit": ("patient",), "split": "k_fold", "n_folds": FOLDS}
+        targets.append(Target("centre", "centre", **dealt, nuisance=True, metric="accuracy"))
+    name = "synthetic_tissue" if config == "default" else config
+    return Declaration(
+        name=name,
+        channels=CHANNELS,
+        pixel_um=PIXEL_UM,
+        targets=tuple(targets),
+        nuisance=NUISANCE,
+        symmetries=("flip", "rot90"),  # no label knows a direction
+        pretraining="train",
+    )
+
+
+def _rng(seed: int, stream: int, *place: int) -> np.random.Generator:
+    """A generator of its own for every use: nothing depends on what was drawn before."""
+    return np.random.default_rng([stream, seed, *place])
+
+
+def _place(patient: int, n_centres: int) -> tuple[str, int]:
+    """Split of a patient (from 1) and its centre (from 0)."""
+    cycle, position = divmod(patient - 1, len(SPLITS))
+    split = SPLITS[position]
+    before = cycle * SPLITS.count(split) + SPLITS[:position].count(split)
+    # Test starts half-way round: the splits' remainders do not all fall on the first centres.
+    return split, (before + (split == "test") * (n_centres // 2)) % n_centres
+
+
+def _section(
+    seed: int, preset: Preset, patient: int, section: int, spots: int
+) -> tuple[list[str], float]:
+    """The class of each spot, as many of each, and how thick the section is."""
+    rng = _rng(seed, SECTION, patient, section)
+    classes = list(preset.classes)
+    order = rng.permutation(np.arange(spots) % len(classes))
+    return [classes[i] for i in order], float(np.exp(rng.normal(0, SECTION_SPREAD)))
+
+
+def _section_name(patient: int, section: int) -> str:
+    return f"P{patient:03d}S{section:02d}"
