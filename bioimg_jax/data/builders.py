@@ -54,6 +54,24 @@ class BadImage(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Dial:
+    """One property that a generated data set can turn, as its builder's `dials` tells of it."""
+
+    name: str
+    meaning: str  # with its unit
+    usual: float  # where nothing turns it
+    low: float  # what a row of pictures begins with,
+    high: float  # and ends with
+    log: bool = False  # steps of a row are equal in the logarithm
+    channels: tuple[int, ...] = (0, 1, 2)  # that show it best: one in grey, or red, green and blue
+
+    def values(self, n: int) -> np.ndarray:
+        """n values from `low` to `high`, float64."""
+        space = np.geomspace if self.log else np.linspace
+        return space(self.low, self.high, n)
+
+
+@dataclasses.dataclass(frozen=True)
 class Unit:
     """What one call of `examples` decodes: a field, a well, a shard."""
 

@@ -1,6 +1,6 @@
 """A picture of every dial of a generated data set: one row of images from low to high.
 
-    python -m bioimg_jax.known_truth.pictures --name=synthetic_cells --out=docs/dials
+python -m bioimg_jax.known_truth.pictures --name=synthetic_cells --out=docs/dials
 """
 
 import argparse

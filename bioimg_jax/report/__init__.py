@@ -6,4 +6,10 @@ from bioimg_jax.report.realism import write_realism
 from bioimg_jax.report.scores_csv import write_csv
 from bioimg_jax.report.strip import write_strip
 
-__all__ = ["write_calibration", "write_csv", "write_realism", "write_report"]
+__all__ = [
+    "write_calibration",
+    "write_csv",
+    "write_realism",
+    "write_report",
+    "write_strip",
+]

@@ -6,14 +6,14 @@ What an experiment holds is in `presets.py`, its layout in `screen.py`, the dial
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from bioimg_jax.data.builders import Example, ImageDatasetBuilder, Plan, Unit
+from bioimg_jax.data.builders import Dial, Example, ImageDatasetBuilder, Plan, Unit
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
@@ -50,6 +50,21 @@ POSITION = ("well", "row", "column")
 CLASSES = {"handedness": ("left", "right"), "agreement": ("different", "same")}  # of pairs
 VIEWS = ("crop", "field")
 TIES = ("label", "batch", "plate", "position")
+COMPOSITE = (4, 3, 0)  # mitochondria, AGP and DNA as red, green and blue
+SHOWN = {  # channels of the pictures of a dial, where the composite does not show it
+    "dna_content": (0,),
+    "chromatin_texture": (0,),
+    "texture_frequency": (4,),
+    "granularity": (4,),
+    "colocalisation": (4, 2, 0),
+    "handedness": (4, 3, 2),
+    "agreement": (4, 3, 2),
+    "polarity": (4, 3, 2),
+    "background": (3,),
+    "vignetting": (3,),
+    "bleed_through": (1,),
+    "exposure": (3,),
+}
 
 
 class Builder(ImageDatasetBuilder):
@@ -132,49 +147,54 @@ class Builder(ImageDatasetBuilder):
         return preset, seed, wells_of_plate(preset, seed, unit.data["plate"])[unit.data["number"]]
 
     @classmethod
-    def dial_names(cls) -> list[str]:
-        """Names of all dials, as the options take them."""
-        return list(DIALS)
+    def dials(cls) -> list[Dial]:
+        """What can be turned image by image, over two steps on either side of the usual value."""
+        found = []
+        for name, dial in (BIOLOGY | OPTICS).items():
+            ends = (np.clip(dial.turned(steps), dial.low, dial.high) for steps in (-2, 2))
+            stain = name.removeprefix("intensity_")
+            channels = (CHANNELS.index(stain),) if stain in CHANNELS else SHOWN.get(name, COMPOSITE)
+            found.append(Dial(name, dial.meaning, dial.control, *ends, dial.log, channels))
+        return found
 
     @classmethod
     def sweep(
         cls,
         dial: str,
-        n_steps: int,
+        values: Sequence[float],
         *,
-        n_images: int = 1,
-        image_px: int = 64,
+        image_px: int = 96,
         seed: int = 0,
-        noise: bool = False,
+        noise: bool = True,
     ) -> np.ndarray:
-        """Fields at values of a dial from its lowest to its highest in use, everything else held.
+        """The same field at each value of a dial, everything else held: uint16 [n, h, w, c].
 
-        Two steps around the usual value, or as far as the dial goes; handedness and agreement are
-        shown on cells that are drawn apart. Returns uint16 [n_steps, n_images, h, w, c].
+        Handedness and agreement are shown on cells that are drawn apart. `InputError` for a dial
+        that there is not.
         """
-        about = DIALS[dial]
-        arranged = PRESETS["neighbour_agreement_only"] if dial in CLASSES else None
+        if dial not in (BIOLOGY | OPTICS):
+            raise InputError(
+                f"synthetic_cells has no dial {dial!r}; there are: {', '.join(BIOLOGY | OPTICS)}"
+            )
         n_channels = len(CHANNELS) if dial.removeprefix("intensity_") in CHANNELS[5:] else 5
-        scene = Scene(image_px, n_channels, "field", 0)
-        held: Mapping[str, float] = {}
-        if arranged is not None:
-            scene, held = scene_of(dataclasses.replace(arranged, image_px=64)), arranged.held
-        ends = [np.clip(about.turned(steps), about.low, about.high) for steps in (-2, 2)]
-        values = np.geomspace(*ends, n_steps) if about.log else np.linspace(*ends, n_steps)
+        scene, held = Scene(image_px, n_channels, "field"), {}
+        if dial in CLASSES:
+            arranged = PRESETS["neighbour_agreement_only"]
+            scene, held = scene_of(arranged), dict(arranged.held)
+        if dial == "handedness":
+            held["agreement"] = 1.0
         technique = Optics(np.ones(n_channels), np.ones(n_channels), np.ones(n_channels))
         images = []
         for value in values:
             draw = rng(seed, WELL, 0)
             dials = {
-                name: np.full(n_images, held.get(name, other.control))
+                name: np.array([held.get(name, other.control)])
                 for name, other in (BIOLOGY | OPTICS).items()
             }
-            if dial == "handedness":
-                dials["agreement"] = np.ones(n_images)
-            dials[dial] = np.full(n_images, value)
+            dials[dial] = np.array([float(value)])
             cells = place(draw, dials, scene)
             light = collect(paint(draw, cells, dials, scene), dials, technique)
-            images.append(expose(draw, light, dials["exposure"], noise=noise))
+            images.append(expose(draw, light, dials["exposure"], noise=noise)[0])
         return np.stack(images)
 
     @classmethod

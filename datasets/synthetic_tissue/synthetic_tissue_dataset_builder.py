@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bioimg_jax.data.builders import Example, ImageDatasetBuilder, Plan, Unit
+from bioimg_jax.data.builders import Dial, Example, ImageDatasetBuilder, Plan, Unit
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
@@ -167,6 +167,14 @@ class Builder(ImageDatasetBuilder):
             }
             examples.append((metadata, images[i]))
         return examples
+
+    @classmethod
+    def dials(cls) -> list[Dial]:
+        """What can be turned spot by spot."""
+        return [
+            Dial(name, f"{dial.what}, {dial.unit}", dial.default, dial.low, dial.high)
+            for name, dial in DIALS.items()
+        ]
 
     @classmethod
     def sweep(
