@@ -218,12 +218,15 @@ def train(
     *,
     hold_out: Fold | None = None,
     probe: Probe | None = None,
+    encoder: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Args:
       hold_out: units tested by this fold are not seen (`training_examples`).
       probe: called every `train.probe_every_steps`; its entries go into the logbook.
+      encoder: variables {"params", "stats"} that the encoder starts from, another training's; by
+        default those of the seed.
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the step reached is saved.
@@ -239,6 +242,12 @@ def train(
         state = checkpoints.restore_latest(run.states.abstract)
         if state is None:
             state = run.states.initial()
+            if encoder is not None:
+                state = dataclasses.replace(
+                    state,
+                    params={**state.params, "encoder": encoder["params"]},
+                    objective={**state.objective, "stats": encoder["stats"]},
+                )
             checkpoints.save(0, state)
         start = int(state.step)
         logbook.rewind(start if start else -1)  # at step 0 the probe speaks again

@@ -60,7 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
                 CELLS: _mae("synthetic_cells", "mixed_screen", crop_px=64, steps=400),
                 TISSUE: _mae("synthetic_tissue", "default", crop_px=128, steps=200),
                 "supervised_handedness": _supervised("handedness_only", "handedness"),
-                "supervised_agreement": _supervised("neighbour_agreement_only", "agreement"),
+                "supervised_agreement": _supervised(
+                    "neighbour_agreement_only", "agreement", starts_from="supervised_handedness"
+                ),
             },
             "presets": {name: _preset(name, **about) for name, about in PRESETS.items()},
             "audits": {
@@ -84,10 +86,11 @@ def _mae(name: str, config: str, *, crop_px: int, steps: int) -> dict[str, Any]:
         "objective": common.small_mae(),
         "optimizer": common.adamw(),
         "train": _train(batch_size=128, steps=steps),
+        "starts_from": "",
     }
 
 
-def _supervised(config: str, target: str) -> dict[str, Any]:
+def _supervised(config: str, target: str, starts_from: str = "") -> dict[str, Any]:
     flips = config != "handedness_only"  # which a flip would erase
     return {
         "data": common.data(config=config, crop_px=64, flips=flips, rotations=True),
@@ -102,7 +105,8 @@ def _supervised(config: str, target: str) -> dict[str, Any]:
             "augment": False,
         },
         "optimizer": {**common.adamw(), "learning_rate": 8e-3, "warmup_steps": 50},
-        "train": _train(batch_size=64, steps=1500),
+        "train": _train(batch_size=64, steps=400),
+        "starts_from": starts_from,  # another of these encoders, trained before
     }
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.score import headline_rows
-from bioimg_jax.candidates import build_evaluation
+from bioimg_jax.candidates import build_evaluation, open_trained
 from bioimg_jax.checkpoint import Saved, open_checkpoint
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.data.splits import make_folds
@@ -72,8 +72,7 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
     for name, experiment in config["presets"].items():
         begun = time.time()
         for encoder in _names(experiment["encoders"]):
-            if encoder not in trained:
-                trained[encoder] = _trained(encoder, config, workdir)
+            _train(encoder, config, workdir, trained)
         _say(f"preset {name}")
         checkpoints = [trained[encoder] for encoder in _names(experiment["encoders"])]
         folder = workdir / "presets" / name
@@ -111,17 +110,30 @@ def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _trained(name: str, config: Config, workdir: Path) -> Saved:
-    """The checkpoint of one of the config's encoders, trained now unless it is there."""
+def _train(name: str, config: Config, workdir: Path, trained: dict[str, Saved]) -> Saved:
+    """The checkpoint of one of the config's encoders, trained now unless it is there.
+
+    One that starts from another comes after it: a relation between cells is learned much sooner
+    from weights that know what it is between.
+    """
+    if name in trained:
+        return trained[name]
     if name not in config["encoders"]:
         raise InputError(f"presets: encoder {name!r} is none of {', '.join(config['encoders'])}")
-    experiment = {**config["encoders"][name], "seed": config["seed"], "mesh": config["mesh"]}
+    about = config["encoders"][name]
+    experiment = {**about, "seed": config["seed"], "mesh": config["mesh"]}
+    first = None
+    if about["starts_from"]:
+        first = _train(about["starts_from"], config, workdir, trained)
     _say(f"encoder {name}")
     dataset = prepared(experiment["data"])
     folder = workdir / "encoders" / name
     folder.mkdir(parents=True, exist_ok=True)
-    train(build_run(experiment, dataset.declaration.channels), dataset, folder)
-    return open_checkpoint(folder)
+    run = build_run(experiment, dataset.declaration.channels)
+    start = None if first is None else open_trained([first])[0].variables(run.mesh)
+    train(run, dataset, folder, encoder=start)
+    trained[name] = open_checkpoint(folder)
+    return trained[name]
 
 
 def _evaluated(
