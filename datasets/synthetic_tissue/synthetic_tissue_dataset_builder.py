@@ -16,7 +16,7 @@ from bioimg_jax.data.builders import Example, ImageDatasetBuilder, Plan, Unit
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
-from .dials import DIALS
+from .dials import DIALS, Dial
 from .expression import DRIVERS, draw_counts, latents, make_genes, patient_depth
 from .hest import Section, write_task
 from .placement import NAMES, PIXEL_UM
@@ -169,25 +169,34 @@ class Builder(ImageDatasetBuilder):
         return examples
 
     @classmethod
+    def dials(cls) -> dict[str, Dial]:
+        """What can be turned: range, default and unit by name."""
+        return DIALS
+
+    @classmethod
     def sweep(
         cls,
         dial: str,
         values: Sequence[float],
+        *,
         seed: int = 0,
         config: str = "",
+        held: Mapping[str, float] | None = None,
         image_px: int = 128,
     ) -> np.ndarray:
         """The same tissue with one dial at each of the values: uint8 [n, image_px, image_px, 3].
 
-        All other dials are at the levels of the config, all classes alike.
+        The other dials are as `held`, else at the levels of the config.
         """
-        if dial not in DIALS:
+        unknown = [name for name in (dial, *(held or {})) if name not in DIALS]
+        if unknown:
             raise InputError(
-                f"synthetic_tissue has no dial {dial!r}; there are: {', '.join(DIALS)}"
+                f"synthetic_tissue has no dial {unknown[0]!r}; there are: {', '.join(DIALS)}"
             )
         rngs = [_rng(seed, SPOT, 0, 0, 0) for _ in values]
         levels = PRESETS[cls.resolve_config(config)].levels
-        return draw(rngs, {**levels, dial: np.array(values)}, image_px=image_px)[0]
+        turned = {**levels, **(held or {}), dial: np.asarray(values)}
+        return draw(rngs, turned, image_px=image_px)[0]
 
     @classmethod
     def write_hest(cls, out: str | Path, config: str, options: Mapping[str, Any]) -> Path:
