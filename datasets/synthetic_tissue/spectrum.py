@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-MOVES = 480
+MOVES = 480  # in an image of 128 x 128 pixels; as many for its area in another one
 DIRECTIONS, LENGTHS_PX = 16, (1.0, 2.5, 6.0, 14.0)  # of a move
 APART_PX = 3.0  # least distance between the outlines of two groups
 STEPS = 8  # positions to a pixel
@@ -37,6 +37,10 @@ def distance(dx: np.ndarray, dy: np.ndarray, side: int) -> np.ndarray:
     return np.sqrt(dx * dx + dy * dy)
 
 
+def number_of_moves(side: int) -> int:
+    return round(MOVES * (side / 128) ** 2)
+
+
 def even_out(
     x: np.ndarray,
     y: np.ndarray,
@@ -54,7 +58,7 @@ def even_out(
       x, y, room: float32 [n, m], pixels; room is the radius that is kept clear, 0 for no nucleus.
       weight: stain of each nucleus [n, m].
       group: [n, m] int, nuclei with the same number move together.
-      draws: uniform [n, MOVES, 2]: which group, and where to.
+      draws: uniform [n, number_of_moves(side), 2]: which group, and where to.
       evenness: [n], the share of the moves that is made.
     """
     images = np.flatnonzero(evenness > 0)
@@ -82,13 +86,14 @@ def even_out(
         return (np.square(np.log(rings / waves.target + 1e-3)) * waves.share).sum(axis=1)
 
     worst = misfit(total)
+    moves = draws.shape[1]
     which = np.floor(draws[images, :, 0] * number[:, None]).astype(int)
     step = np.floor(draws[images, :, 1] * len(waves.steps)).astype(int)
-    for t in range(MOVES):
+    for t in range(moves):
         chosen = group[rows, which[:, t]]
         changed = total + amplitude[rows, chosen] * waves.turn[step[:, t]]
         energy = misfit(changed)
-        better = np.flatnonzero((energy < worst) & (t < MOVES * evenness[images]))
+        better = np.flatnonzero((energy < worst) & (t < moves * evenness[images]))
         if not len(better):
             continue
         moved = members[better, chosen[better]]  # [k, members], -1 for none

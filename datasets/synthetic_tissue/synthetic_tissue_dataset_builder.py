@@ -5,6 +5,7 @@ says what each config asks, `dials.py` what can be turned, `rendering.py` draws,
 makes gene counts and `hest.py` writes both in the layout of HEST-Benchmark.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +31,7 @@ SPLITS = (
     *("train", "validation", "test", "train", "test", "train"),
     *("test", "train", "validation", "test", "train", "test"),
 )
-BLOCK = 16  # spots drawn at a time, so that memory does not grow with a section
+BLOCK = 16  # spots of 128 x 128 px drawn at a time: memory grows with neither section nor image
 SECTION_SPREAD = 0.06  # of the logarithm of both stains, between sections: thickness
 FOLDS = 3
 
@@ -82,11 +83,12 @@ class Builder(ImageDatasetBuilder):
     def plan(cls, source: str, config: str, options: Mapping[str, Any]) -> Plan:
         preset = PRESETS[config]
         cls._check(source, preset, options)
+        block = min(BLOCK, max(1, BLOCK * 128**2 // options["image_px"] ** 2))
         units = []
         for patient in range(1, options["n_patients"] + 1):
             for section in range(1, options["sections_per_patient"] + 1):
-                for first in range(0, options["spots_per_section"], BLOCK):
-                    data = {"patient": patient, "section": section, "first": first}
+                for first in range(0, options["spots_per_section"], block):
+                    data = {"patient": patient, "section": section, "first": first, "n": block}
                     units.append(Unit(f"{patient:03d}-{section:02d}-{first:04d}", data))
         return Plan(
             declaration=_declaration(config, preset, options["n_centres"]),
@@ -139,7 +141,7 @@ class Builder(ImageDatasetBuilder):
         patient_draws = _rng(seed, PATIENT, patient).uniform(-1, 1, len(DIALS))
         labels, thickness = _section(seed, preset, patient, section, shared["spots_per_section"])
 
-        spots = range(first, min(first + BLOCK, shared["spots_per_section"]))
+        spots = range(first, min(first + unit.data["n"], shared["spots_per_section"]))
         rngs, dials = [], []
         for spot in spots:
             rngs.append(_rng(seed, SPOT, patient, section, spot))
@@ -231,7 +233,10 @@ class Builder(ImageDatasetBuilder):
             Section(_section_name(patient, section), f"P{patient:03d}", blocks(patient, section))
             for patient, section in places
         )
-        write_task(task, sections, genes)
+        partial = task.with_name(f".{config}.partial")  # the task appears whole or not at all
+        shutil.rmtree(partial, ignore_errors=True)
+        write_task(partial, sections, genes)
+        partial.rename(task)
         return task
 
 
