@@ -22,6 +22,7 @@ SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make
 # Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel:
 # between those that dispersed nuclei and nests have of themselves, so that neither has far to go.
 TARGET = ((0.008, 0.023, 0.031, 0.045, 0.06, 0.1), (0.43, 0.6, 0.62, 0.68, 0.95, 1.0))
+LOW = 1 / 32  # cycles a pixel: above it all octaves count alike, below it all rings
 
 
 class _Obstacles(Protocol):
@@ -146,7 +147,7 @@ class _Waves(NamedTuple):
     y: np.ndarray
     starts: np.ndarray  # [r] index of a ring's first wave
     target: np.ndarray  # [r] power of a whole ring
-    share: np.ndarray  # [r] of a ring in the misfit: its width in log frequency, at most 1
+    share: np.ndarray  # [r] of a ring in the misfit
     table: np.ndarray  # e^(-2 pi i t) at the positions of a nucleus along an axis
     steps: np.ndarray  # [k, 2] px, float32
     turn: np.ndarray  # [k, w] what each of them does to an amplitude, less 1
@@ -173,7 +174,7 @@ def _waves(side: int) -> _Waves:
         y,
         starts,
         target,
-        np.minimum(1, 4 / rings),
+        np.minimum(1, LOW / (rings / side)),
         table,
         (steps / STEPS).astype(np.float32),
         turn,
