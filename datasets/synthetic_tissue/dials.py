@@ -27,16 +27,20 @@ class Dial:
 DIALS = {
     "density": Dial(6500, 3000, 11000, "nuclei per mm2", "nuclei outside glands"),
     "nuclear_size": Dial(1.0, 0.75, 1.3, "ratio", "radius of a nucleus to that of its type"),
-    "pleomorphism": Dial(0.12, 0.0, 0.4, "1", "sd of log radius, and how dented outlines are"),
+    "pleomorphism": Dial(
+        0.12, 0.0, 0.4, "sd", "spread of tumour nuclei's log radius, and their dents"
+    ),
     "chromatin_um": Dial(2.0, 1.4, 4.5, "um", "wavelength of the chromatin's clumps"),
     "infiltrate": Dial(0.2, 0.0, 1.0, "share", "lymphocytes and plasma cells among free nuclei"),
     "stroma": Dial(0.25, 0.0, 1.0, "share", "fibroblasts and endothelium among the other ones"),
     "gland_share": Dial(0.0, 0.0, 0.6, "share", "area of the image inside glands"),
-    "fibre_alignment": Dial(0.6, 0.0, 1.0, "1", "0: fibres in all directions, 1: all in one"),
+    "fibre_alignment": Dial(0.6, 0.0, 1.0, "ratio", "0: fibres in all directions, 1: all in one"),
     "clustering": Dial(0.2, 0.0, 1.0, "share", "nuclei that lie against another one of their nest"),
     "evenness": Dial(0.0, 0.0, 1.0, "share", "moves made towards one power spectrum for all"),
-    "compartments": Dial(0.7, 0.0, 1.0, "1", "how far the types keep to regions of their own"),
-    "out_of_focus": Dial(0.25, 0.0, 1.0, "1", "stain of nuclei above and below the focal plane"),
+    "compartments": Dial(0.7, 0.0, 1.0, "ratio", "how far the types keep to regions of their own"),
+    "out_of_focus": Dial(
+        0.25, 0.0, 1.0, "ratio", "stain of nuclei above and below the focal plane"
+    ),
     "haematoxylin": Dial(1.0, 0.5, 1.6, "ratio", "concentration of haematoxylin"),
     "eosin": Dial(1.0, 0.4, 1.8, "ratio", "concentration of eosin"),
     "blur_um": Dial(0.4, 0.25, 1.2, "um", "sd of the Gaussian point-spread function"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from .chance import Chance, on_grid
 from .dials import DIALS
-from .spectrum import APART_PX, MOVES, distance, even_out
+from .spectrum import APART_PX, distance, even_out, number_of_moves
 
 PIXEL_UM = 0.5  # a 20x objective; HEST's patches have the same
 CANDIDATES = 24  # places tried for each nucleus
@@ -92,7 +92,11 @@ class Discs:
 
 
 def place(
-    chance: Chance, dials: dict[str, np.ndarray], side: int, fibre_angle: np.ndarray, region
+    chance: Chance,
+    dials: dict[str, np.ndarray],
+    side: int,
+    fibre_angle: np.ndarray,
+    region: np.ndarray,
 ) -> tuple[Nuclei, Discs, Discs]:
     """Nuclei, glands and vessels of n images of `side` pixels.
 
@@ -111,7 +115,7 @@ def place(
     gland_places = on_grid(chance.uniform(MOST_GLANDS + 1, CANDIDATES, 2) * side)
     ring_draws = chance.normal(MOST_GLANDS * MOST_IN_RING, 4)
     vessel_draws = chance.normal(MOST_IN_VESSEL, 2)
-    moves = chance.uniform(MOVES, 2)
+    moves = chance.uniform(number_of_moves(side), 2)
 
     glands, vessels = _discs(dials, side, gland_places)
     free = np.rint(dials["density"] * area_mm2 * (1 - dials["gland_share"])).astype(int)

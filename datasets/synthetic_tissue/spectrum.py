@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-MOVES = 480
+MOVES = 480  # in an image of 128 x 128 pixels; as many for its area in another one
 DIRECTIONS, LENGTHS_PX = 16, (1.0, 2.5, 6.0, 14.0)  # of a move
 APART_PX = 3.0  # least distance between the outlines of two groups
 STEPS = 8  # positions to a pixel
@@ -22,6 +22,7 @@ SHORTEST_PX = 10.0  # wavelength: from there on, size and outline of nuclei make
 # Structure factor (1: nuclei placed independently) that the moves aim at, by cycles a pixel:
 # between those that dispersed nuclei and nests have of themselves, so that neither has far to go.
 TARGET = ((0.008, 0.023, 0.031, 0.045, 0.06, 0.1), (0.43, 0.6, 0.62, 0.68, 0.95, 1.0))
+LOW = 1 / 32  # cycles a pixel: above it all octaves count alike, below it all rings
 
 
 class _Obstacles(Protocol):
@@ -35,6 +36,10 @@ def distance(dx: np.ndarray, dy: np.ndarray, side: int) -> np.ndarray:
     dx = dx - side * np.rint(dx / side)
     dy = dy - side * np.rint(dy / side)
     return np.sqrt(dx * dx + dy * dy)
+
+
+def number_of_moves(side: int) -> int:
+    return round(MOVES * (side / 128) ** 2)
 
 
 def even_out(
@@ -54,7 +59,7 @@ def even_out(
       x, y, room: float32 [n, m], pixels; room is the radius that is kept clear, 0 for no nucleus.
       weight: stain of each nucleus [n, m].
       group: [n, m] int, nuclei with the same number move together.
-      draws: uniform [n, MOVES, 2]: which group, and where to.
+      draws: uniform [n, number_of_moves(side), 2]: which group, and where to.
       evenness: [n], the share of the moves that is made.
     """
     images = np.flatnonzero(evenness > 0)
@@ -82,13 +87,14 @@ def even_out(
         return (np.square(np.log(rings / waves.target + 1e-3)) * waves.share).sum(axis=1)
 
     worst = misfit(total)
+    moves = draws.shape[1]
     which = np.floor(draws[images, :, 0] * number[:, None]).astype(int)
     step = np.floor(draws[images, :, 1] * len(waves.steps)).astype(int)
-    for t in range(MOVES):
+    for t in range(moves):
         chosen = group[rows, which[:, t]]
         changed = total + amplitude[rows, chosen] * waves.turn[step[:, t]]
         energy = misfit(changed)
-        better = np.flatnonzero((energy < worst) & (t < MOVES * evenness[images]))
+        better = np.flatnonzero((energy < worst) & (t < moves * evenness[images]))
         if not len(better):
             continue
         moved = members[better, chosen[better]]  # [k, members], -1 for none
@@ -141,7 +147,7 @@ class _Waves(NamedTuple):
     y: np.ndarray
     starts: np.ndarray  # [r] index of a ring's first wave
     target: np.ndarray  # [r] power of a whole ring
-    share: np.ndarray  # [r] of a ring in the misfit: its width in log frequency, at most 1
+    share: np.ndarray  # [r] of a ring in the misfit
     table: np.ndarray  # e^(-2 pi i t) at the positions of a nucleus along an axis
     steps: np.ndarray  # [k, 2] px, float32
     turn: np.ndarray  # [k, w] what each of them does to an amplitude, less 1
@@ -168,7 +174,7 @@ def _waves(side: int) -> _Waves:
         y,
         starts,
         target,
-        np.minimum(1, 4 / rings),
+        np.minimum(1, LOW / (rings / side)),
         table,
         (steps / STEPS).astype(np.float32),
         turn,

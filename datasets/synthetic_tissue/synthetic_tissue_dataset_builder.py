@@ -5,6 +5,7 @@ says what each config asks, `dials.py` what can be turned, `rendering.py` draws,
 makes gene counts and `hest.py` writes both in the layout of HEST-Benchmark.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from bioimg_jax.data.builders import Dial, Example, ImageDatasetBuilder, Plan, U
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
-from .dials import DIALS
+from .dials import DIALS, Dial
 from .expression import DRIVERS, draw_counts, latents, make_genes, patient_depth
 from .hest import Section, write_task
 from .placement import NAMES, PIXEL_UM
@@ -30,7 +31,7 @@ SPLITS = (
     *("train", "validation", "test", "train", "test", "train"),
     *("test", "train", "validation", "test", "train", "test"),
 )
-BLOCK = 16  # spots drawn at a time, so that memory does not grow with a section
+BLOCK = 16  # spots of 128 x 128 px drawn at a time: memory grows with neither section nor image
 SECTION_SPREAD = 0.06  # of the logarithm of both stains, between sections: thickness
 FOLDS = 3
 
@@ -82,11 +83,12 @@ class Builder(ImageDatasetBuilder):
     def plan(cls, source: str, config: str, options: Mapping[str, Any]) -> Plan:
         preset = PRESETS[config]
         cls._check(source, preset, options)
+        block = min(BLOCK, max(1, BLOCK * 128**2 // options["image_px"] ** 2))
         units = []
         for patient in range(1, options["n_patients"] + 1):
             for section in range(1, options["sections_per_patient"] + 1):
-                for first in range(0, options["spots_per_section"], BLOCK):
-                    data = {"patient": patient, "section": section, "first": first}
+                for first in range(0, options["spots_per_section"], block):
+                    data = {"patient": patient, "section": section, "first": first, "n": block}
                     units.append(Unit(f"{patient:03d}-{section:02d}-{first:04d}", data))
         return Plan(
             declaration=_declaration(config, preset, options["n_centres"]),
@@ -139,7 +141,7 @@ class Builder(ImageDatasetBuilder):
         patient_draws = _rng(seed, PATIENT, patient).uniform(-1, 1, len(DIALS))
         labels, thickness = _section(seed, preset, patient, section, shared["spots_per_section"])
 
-        spots = range(first, min(first + BLOCK, shared["spots_per_section"]))
+        spots = range(first, min(first + unit.data["n"], shared["spots_per_section"]))
         rngs, dials = [], []
         for spot in spots:
             rngs.append(_rng(seed, SPOT, patient, section, spot))
@@ -181,21 +183,25 @@ class Builder(ImageDatasetBuilder):
         cls,
         dial: str,
         values: Sequence[float],
+        *,
         seed: int = 0,
         config: str = "",
+        held: Mapping[str, float] | None = None,
         image_px: int = 128,
     ) -> np.ndarray:
         """The same tissue with one dial at each of the values: uint8 [n, image_px, image_px, 3].
 
-        All other dials are at the levels of the config, all classes alike.
+        The other dials are as `held`, else at the levels of the config.
         """
-        if dial not in DIALS:
+        unknown = [name for name in (dial, *(held or {})) if name not in DIALS]
+        if unknown:
             raise InputError(
-                f"synthetic_tissue has no dial {dial!r}; there are: {', '.join(DIALS)}"
+                f"synthetic_tissue has no dial {unknown[0]!r}; there are: {', '.join(DIALS)}"
             )
         rngs = [_rng(seed, SPOT, 0, 0, 0) for _ in values]
         levels = PRESETS[cls.resolve_config(config)].levels
-        return draw(rngs, {**levels, dial: np.array(values)}, image_px=image_px)[0]
+        turned = {**levels, **(held or {}), dial: np.asarray(values)}
+        return draw(rngs, turned, image_px=image_px)[0]
 
     @classmethod
     def write_hest(cls, out: str | Path, config: str, options: Mapping[str, Any]) -> Path:
@@ -230,7 +236,10 @@ class Builder(ImageDatasetBuilder):
             Section(_section_name(patient, section), f"P{patient:03d}", blocks(patient, section))
             for patient, section in places
         )
-        write_task(task, sections, genes)
+        partial = task.with_name(f".{config}.partial")  # the task appears whole or not at all
+        shutil.rmtree(partial, ignore_errors=True)
+        write_task(partial, sections, genes)
+        partial.rename(task)
         return task
 
 

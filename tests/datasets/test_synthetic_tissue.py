@@ -364,7 +364,8 @@ def test_a_sweep_turns_one_dial_of_one_tissue() -> None:
 
 
 def test_dials_are_documented() -> None:
-    for dial in part("dials").DIALS.values():
+    assert BUILDER.dials() == part("dials").DIALS
+    for dial in BUILDER.dials().values():
         assert dial.low <= dial.default <= dial.high
         assert all(dataclasses.asdict(dial)[name] for name in ("unit", "what"))
     with pytest.raises(InputError, match="no dial 'size'"):

@@ -1,0 +1,148 @@
+"""A check must hold where it should, and fail where it should."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bioimg_jax.known_truth import expectations as ex
+
+UNITS = [f"P{i:02d}" for i in range(12)]
+
+
+def shown(name: str, value: float, kind: str = "pixels", spread: float = 0.01) -> ex.Shown:
+    """Units around a mean that is `value` exactly."""
+    noise = np.random.default_rng(list(name.encode())).normal(0, spread, len(UNITS))
+    values = value + noise - noise.mean()
+    return ex.Shown(name, kind, value, None, dict(zip(UNITS, values.tolist(), strict=True)))
+
+
+def outcome(*of: ex.Shown, **changes: Any) -> ex.Outcome:
+    about: dict[str, Any] = {
+        "preset": "density_only",
+        "benchmark": "linear",
+        "target": "treatment",
+        "metric": "balanced_accuracy",
+        "chance": 0.5,
+        "ceiling": 0.9,
+        "n_test": 12_000,
+        "n_units": len(UNITS),
+        "confounded": "",
+        "verdicts": {"mae": "same"},
+        "shown": of,
+    }
+    return ex.Outcome(**{**about, **changes})
+
+
+@pytest.mark.parametrize(("value", "holds"), [(0.87, True), (0.855, False), (0.5, False)])
+def test_a_floor_reaches_the_ceiling_by_what_lies_above_chance(value: float, holds: bool) -> None:
+    """0.86 is 90 % of what 0.9 lies above 0.5."""
+    assert ex.reaches("nuclei")(outcome(shown("nuclei", value))).holds is holds
+    assert ex.reaches("nuclei", at_least=False)(outcome(shown("nuclei", value))).holds is not holds
+
+
+def test_the_best_of_several_floors_is_taken() -> None:
+    two = outcome(shown("nuclei", 0.6), shown("layout", 0.88))
+    assert ex.some_reaches(("nuclei", "layout"))(two).holds
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "above", "confounded"),
+    [
+        ({"mae": "same", "dino": "saturated"}, True, False),
+        ({"mae": "above"}, False, False),
+        ({"mae": "confounded"}, True, True),
+        ({"mae": "confounded", "dino": "same"}, True, False),
+        ({}, False, False),
+    ],
+)
+def test_verdicts_are_read(verdicts: Mapping[str, str], above: bool, confounded: bool) -> None:
+    found = outcome(shown("pixels", 0.9), verdicts=verdicts)
+    assert ex.nobody_above(found).holds is above
+    assert ex.all_confounded(found).holds is confounded
+
+
+def test_encoders_must_score_high_and_nothing_be_called_confounded() -> None:
+    high = outcome(shown("mae", 0.95, "trained"), shown("pixels", 0.6))
+    assert ex.encoders_high(0.9)(high).holds
+    assert not ex.encoders_high(0.96)(high).holds
+    assert not ex.encoders_high(0.9)(dataclasses.replace(high, confounded="confounded")).holds
+    assert not ex.encoders_high(0.9)(outcome(shown("pixels", 0.99))).holds
+
+
+def test_one_floor_beats_another_by_a_paired_test() -> None:
+    clear = outcome(shown("layout", 0.9), shown("pixels", 0.8))
+    assert ex.beats("layout", "pixels")(clear).holds
+    assert not ex.beats("layout", "pixels", expected=False)(clear).holds
+    unclear = outcome(shown("layout", 0.801, spread=0.05), shown("pixels", 0.8, spread=0.05))
+    assert not ex.beats("layout", "pixels")(unclear).holds
+    assert ex.beats("layout", "pixels", expected=False)(unclear).holds
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "n_test", "holds"),
+    [
+        (0.5, 0.01, 12_000, True),
+        (0.512, 0.01, 12_000, True),
+        (0.519, 0.01, 12_000, False),  # inside, but its limit is not
+        (0.481, 0.01, 12_000, False),
+        (0.5, 0.06, 12_000, False),  # chance, and too noisy to say so
+        (0.5, 0.01, 9_999, False),
+    ],
+)
+def test_equivalence_to_chance_needs_both_limits_inside(
+    value: float, spread: float, n_test: int, holds: bool
+) -> None:
+    found = outcome(shown("pixels", value, spread=spread), n_test=n_test)
+    assert ex.equivalent_to_chance("pixels")(found).holds is holds
+
+
+def test_equivalence_is_claimed_falsely_one_time_in_twenty() -> None:
+    """At the border of the margin, where the two tests have their level: 2,000 simulations."""
+    rng = np.random.default_rng(0)
+    false = 0
+    for values in rng.normal(0.5 + ex.EQUIVALENT, 0.02, (2000, 12)):
+        low, high = ex.equivalence_limits(values.tolist())
+        false += low > 0.5 - ex.EQUIVALENT and high < 0.5 + ex.EQUIVALENT
+    assert 0.03 < false / 2000 < 0.07
+
+
+def test_nothing_beats_chance_counts_everything_but_the_truth() -> None:
+    at_chance = [shown(f"floor_{i}", 0.5) for i in range(5)]
+    truth = shown("truth_lot", 0.9, "truth")
+    assert ex.none_beats_chance(outcome(*at_chance, truth)).holds
+    assert not ex.none_beats_chance(outcome(*at_chance, shown("pixels", 0.55))).holds
+
+
+def test_names_are_found_by_how_they_begin() -> None:
+    two = outcome(
+        shown("supervised_resnet", 0.9, "trained"),
+        shown("supervised_resnet_step0", 0.5, "untrained"),
+    )
+    assert two.score("supervised").value == 0.9
+    with pytest.raises(KeyError, match="0 representations are called 'pixels'"):
+        two.score("pixels")
+
+
+@pytest.mark.parametrize(
+    ("expected", "count", "holds"), [(True, 200, True), (True, 199, False), (False, 0, True),
+                                     (False, 1, False)],
+)  # fmt: skip
+def test_a_design_is_always_confounded_or_never(expected: bool, count: int, holds: bool) -> None:
+    row = {
+        "design": "position_only", "target": "treatment", "seeds": 200, "confounded": count,
+        "interval": [0.0, 1.0], "expected": expected,
+    }  # fmt: skip
+    (check,) = ex.expectations([], [row])
+    assert check.holds is holds
+
+
+def test_every_preset_of_the_config_has_checks_of_its_own() -> None:
+    """Those that only show, without a statement, are named here."""
+    import runpy
+
+    config = runpy.run_path("configs/calibrate.py")["get_config"]()
+    shown_only = {"mixed_screen", "tissue_composition"}
+    assert set(config.presets) - shown_only <= set(ex.CHECKS)
