@@ -51,7 +51,7 @@ class Preset:
     wells_per_treatment: int = 6
     sites_per_well: int = 1
     images_per_site: int = 4
-    optics_spread: float = 1.0  # of gain, background and blur between batches and plates
+    optics_spread: float = 0.7  # of gain, background and blur between batches and plates
     ramp: float = 0.25  # of the illumination between the middle and the edge of an outer well
     symmetries: tuple[str, ...] = BOTH  # in which the label lives
 
@@ -63,7 +63,7 @@ _ARRANGED: dict[str, Any] = {
     "n_cells": 4,
     "held": {"nucleus_size": 4.2, "cytoplasm_area": 4.6, "polarity": 1.0, "intensity": 1.0},
     "ramp": 0.0,
-    "optics_spread": 0.5,
+    "optics_spread": 0.3,
     "wells_per_treatment": 12,
     "images_per_site": 35,
 }
@@ -91,7 +91,7 @@ PRESETS = {
         "the label is the brightness of the stains but DNA",
         label=("intensity",),
         steps=1.5,
-        optics_spread=0.5,
+        optics_spread=0.3,
     ),
     "texture_only": Preset(
         "the label is the frequency of the organelles' texture", label=("texture_frequency",)
@@ -100,7 +100,7 @@ PRESETS = {
         "the label is the scale on which ER and mitochondria coincide",
         label=("colocalisation",),
         held={"polarity": 0.15, "granularity": 0.45},
-        optics_spread=0.5,
+        optics_spread=0.3,
     ),
     "handedness_only": Preset(
         "the label is the handedness of all cells: a class is the other one's mirror image",

@@ -31,10 +31,10 @@ MARGIN_PX = 4
 FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
-BRIGHTNESS = np.array([2600, 2100, 2000, 2100, 2300, 1900, 1800, 1900], np.float32)
-BACKGROUND = np.array([30, 35, 45, 60, 50, 60, 60, 40], np.float32)
-READ_NOISE = 8.0  # photons, standard deviation
-COUNTS_PER_PHOTON = 4.0
+BRIGHTNESS = np.array([620, 500, 480, 500, 550, 460, 430, 460], np.float32)
+BACKGROUND = np.array([25, 29, 38, 50, 42, 50, 50, 34], np.float32)
+READ_NOISE = 1.5  # photons, standard deviation
+COUNTS_PER_PHOTON = 16.0
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
 
 # Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
@@ -225,10 +225,10 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(0.18 * edge_px + 0.35, 0, 1)
+    inside = np.clip(0.88 * edge_px + 0.13, 0, 1)
     uu = u * u
-    glow = _decay(1.5 * uu)  # light of the whole height of a cell, in focus or not
-    thickness = inside * (0.08 + 0.8 * _decay(5.0 * uu)) + 0.14 * glow
+    glow = _decay(2.1 * uu)  # light of the whole height of a cell, in focus or not
+    thickness = inside * (0.31 + 2.12 * _decay(15.8 * uu)) + 0.28 * glow
 
     dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
     dy = plain_y + 0.8 * bend_y - of_owner(cells.y)
@@ -236,47 +236,52 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
     nucleoli = nucleus * np.clip(3 * (nucleoli - 0.7), 0, 1) * (un < 0.8)
-    halo = _decay(0.5 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
+    halo = _decay(0.6 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
     outside_nucleus = 1 - nucleus
     cloud = 1 + 0.2 * cloud
 
     # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
     relative_x, relative_y = dx / radius, dy / radius
     turns = (np.zeros_like(cells.hand), MITO_TURN * cells.hand, ER_TURN * cells.hand)
+    polarity = dial("polarity")
+    sharp = 0.17 + 2.03 * polarity  # a glow around the nucleus, or three spots
     lobes = []
     for turn in turns:
         angle = 2 * np.pi * (cells.golgi + turn).astype(np.float64)
         lobe_x = relative_x - of_owner((LOBE_DISTANCE * np.cos(angle)).astype(np.float32))
         lobe_y = relative_y - of_owner((LOBE_DISTANCE * np.sin(angle)).astype(np.float32))
-        lobes.append(_decay(2.2 * (lobe_x * lobe_x + lobe_y * lobe_y)) * inside)
+        lobes.append(_decay(sharp * (lobe_x * lobe_x + lobe_y * lobe_y)) * inside)
     golgi_lobe, mito_lobe, er_lobe = lobes
-    polarity = dial("polarity")
     cap = (1 - np.minimum(polarity, 1)) * golgi_lobe  # what all stains share of it
 
     granularity = dial("granularity")
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
-    photons[:, 0] = nucleus * (0.85 + chromatin_contrast * chromatin - 0.4 * nucleoli) + 0.05 * halo
+    photons[:, 0] = (
+        nucleus * (0.85 + chromatin_contrast * chromatin - 0.4 * nucleoli) + 0.27 * halo
+        + 0.034 * glow
+    )  # fmt: skip
     photons[:, 1] = (
-        thickness * cloud * (0.45 + 0.45 * outside_nucleus) + 0.45 * nucleoli + 0.5 * cap
+        thickness * cloud * (0.45 + 0.05 * outside_nucleus) + 1.5 * nucleoli + 1.55 * cap
     )
-    reticulum = 1 + granularity * er
+    reticulum = 1 + 0.7 * granularity * er
     photons[:, 2] = (
-        thickness * cloud * (0.35 + 0.6 * outside_nucleus) * reticulum
-        + (0.5 * cap + 0.9 * polarity * er_lobe) * (0.7 + 0.3 * reticulum)
+        thickness * cloud * (0.35 + 0.16 * outside_nucleus) * reticulum
+        + (1.42 * cap + 1.06 * polarity * er_lobe) * (0.7 + 0.3 * reticulum)
     )  # fmt: skip
     if c > 3:
         rim = inside * _decay(0.35 * (edge_px - 1) ** 2)
         golgi = golgi_lobe * (0.5 + 0.5 * golgi_lobe) * (1 + 0.3 * chromatin)
         photons[:, 3] = (
-            inside * (0.12 + 0.06 * fibres) + 0.3 * thickness + 0.12 * rim + 0.25 * nucleus
-            + (0.6 + 0.6 * polarity) * golgi
+            inside * (0.41 + 0.06 * fibres) + 0.56 * thickness + 0.065 * rim + 0.68 * nucleus
+            + (1.22 + 0.6 * polarity) * golgi
         )  # fmt: skip
     if c > 4:
-        network = np.maximum(1 + 1.6 * granularity * mito, 0) * cloud
+        network = np.maximum(1 + 2.28 * granularity * mito, 0) * cloud
         photons[:, 4] = (
-            inside * _decay(3.0 * uu) * (0.10 + 0.75 * outside_nucleus * network)
-            + (0.35 * cap + 0.9 * polarity * mito_lobe) * (0.4 + 0.6 * network)
+            0.021 * glow
+            + inside * _decay(20.8 * uu) * (0.83 + 2.13 * outside_nucleus * network)
+            + (0.28 * cap + 0.63 * polarity * mito_lobe) * (0.4 + 0.6 * network)
         )  # fmt: skip
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim

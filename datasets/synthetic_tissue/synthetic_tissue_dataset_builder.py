@@ -17,7 +17,7 @@ from bioimg_jax.data.builders import Dial, Example, ImageDatasetBuilder, Plan, U
 from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
-from .dials import DIALS, Dial
+from .dials import DIALS
 from .expression import DRIVERS, draw_counts, latents, make_genes, patient_depth
 from .hest import Section, write_task
 from .placement import NAMES, PIXEL_UM
