@@ -63,6 +63,7 @@ def _run(arguments: Sequence[str]) -> None:
 def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
     """Everything that the config names; returns what calibration.json holds."""
     start = time.time()
+    workdir.mkdir(parents=True, exist_ok=True)
     command_line.check_config(workdir, dict(config))
     command_line.write_json(workdir / "config.json", config)
     trained: dict[str, Saved] = {}

@@ -39,7 +39,7 @@ def _run(name: str, out: Path) -> None:
         write_strip(path, images, dial.channels)
         table.append(
             f"| `{dial.name}` | {dial.meaning} | {dial.usual:.3g} | {dial.values(2)[0]:.3g} | "
-            f"{dial.values(2)[1]:.3g} | ![{dial.name}](dials/{path.name}) |"
+            f"{dial.values(2)[1]:.3g} | ![{dial.name}]({out.name}/{path.name}) |"
         )
     (out / f"{name}.md").write_text("\n".join(table) + "\n")
     print(f"{len(table) - 2} pictures in {out}")

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from bioimg_jax import command_line
-from bioimg_jax.data.dataset import Dataset, open_dataset
+from bioimg_jax.data.builders import Unit, find_builder
 from bioimg_jax.data.transforms import centre_crop
+from bioimg_jax.errors import InputError
 from bioimg_jax.features.hest import read_patches
-from bioimg_jax.prepare import prepare
 from bioimg_jax.report import write_realism
 from bioimg_jax.representations.nuclei import segment_nuclei
 
 CROP_PX = 64
-PER_PLATE = 400  # crops that are measured of a real plate; of the generated set a plate fewer
+PER_PLATE = 400  # crops that are measured of a real plate; of a generated one a quarter
+PER_UNIT = 24  # of them from one field or well
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)  # of the pixels of a channel
 AREA_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 BLACK, WHITE = 0.01, 0.995  # quantiles of a plate's pixels that become 0 and 1
@@ -90,29 +91,37 @@ def compare(real: Mapping[str, Measures], generated: Measures) -> list[dict[str,
     return rows
 
 
-def crops_of(dataset: Dataset, rows: np.ndarray, n: int) -> np.ndarray:
-    """Up to n crops of some rows, spread over all of them: [n, CROP_PX, CROP_PX, c]."""
-    chosen = rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
-    return np.stack([centre_crop(image, CROP_PX) for image in dataset.source.read(chosen)])
+def plates_of(name: str, source: str, n: int) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+    """About n crops of each plate of a data set, [n, CROP_PX, CROP_PX, c], and its channels.
+
+    Drawn from the builder itself, as few fields or wells as will do: nothing is prepared.
+    """
+    builder = find_builder(name)
+    plan = builder.plan_resolved(source, "", {})
+    plates: dict[str, list[np.ndarray]] = {}
+    order = np.random.default_rng(0).permutation(len(plan.units))
+    for i in order:  # units are of one plate each
+        plate = _plate_of(plan.units[i])
+        held = plates.setdefault(plate, [])
+        if len(held) >= n:
+            continue
+        images = [image for _, image in builder.examples(plan.units[i], plan.shared)]
+        chosen = np.linspace(0, len(images) - 1, min(PER_UNIT, len(images))).astype(int)
+        held += [centre_crop(images[k], CROP_PX) for k in chosen]
+    found = {plate: np.stack(crops) for plate, crops in sorted(plates.items())}
+    return found, plan.declaration.channels
 
 
-def real_plates(dataset: Dataset) -> dict[str, Measures]:
-    """The measures of each plate."""
-    column = next(c for c in dataset.metadata if c.lower().endswith("plate"))
-    found = {}
-    for plate, rows in dataset.metadata.groupby(column).indices.items():
-        crops = crops_of(dataset, np.asarray(rows), PER_PLATE)
-        found[str(plate)] = measures(crops, dataset.declaration.channels)
-    return found
+def _plate_of(unit: Unit) -> str:
+    """The plate of a field or well, by the only key of what is known of it that says so."""
+    about = unit.data.get("metadata", unit.data)
+    return str(next(value for key, value in about.items() if key.lower().endswith("plate")))
 
 
-def generated_cells(dataset: Dataset) -> Measures:
-    """The measures of the generated set: the mean over its plates."""
-    each = []
-    for _, rows in dataset.metadata.groupby("plate").indices.items():
-        each.append(measures(crops_of(dataset, np.asarray(rows), PER_PLATE // 4),
-                             dataset.declaration.channels))  # fmt: skip
-    return {name: np.mean([one[name] for one in each], axis=0) for name in each[0]}
+def mean_measures(plates: Mapping[str, Measures]) -> Measures:
+    """The mean of every curve over plates."""
+    first = next(iter(plates.values()))
+    return {name: np.mean([of[name] for of in plates.values()], axis=0) for name in first}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cells", required=True, help="folder of a DeepProfiler project")
     parser.add_argument("--tissue", default="", help="folder of HEST-Benchmark patches (*.h5)")
     parser.add_argument("--workdir", required=True, help="where the page is written")
-    parser.add_argument("--out", default="prepared", help="folder for prepared data sets")
     given = parser.parse_args(arguments)
     return command_line.guarded(lambda: _run(given))
 
@@ -131,21 +139,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> None:
     workdir = Path(given.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    real = open_dataset(prepare(name="deepprofiler", source=given.cells, out=given.out))
-    generated = open_dataset(prepare(name="synthetic_cells", out=given.out))
-    plates = real_plates(real)
-    rows = compare(plates, generated_cells(generated))
-    everything = np.arange(len(real)), np.arange(len(generated))
-    pictures = {
-        "real cells": crops_of(real, everything[0], SHOWN),
-        "generated cells": crops_of(generated, everything[1], SHOWN),
-    }
+    real, channels = plates_of("deepprofiler", given.cells, PER_PLATE)
+    generated, ours = plates_of("synthetic_cells", "", PER_PLATE // 4)
+    if tuple(channels) != tuple(ours):
+        raise InputError(f"--cells={given.cells}: channels {', '.join(channels)}, expected "
+                         f"{', '.join(ours)}")  # fmt: skip
+    plates = {name: measures(crops, channels) for name, crops in real.items()}
+    of_generated = {name: measures(crops, ours) for name, crops in generated.items()}
+    rows = compare(plates, mean_measures(of_generated))
+
+    def some(sets: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.stack([list(sets.values())[i % len(sets)][3 * i] for i in range(SHOWN)])
+
+    pictures = {"real cells": some(real), "generated cells": some(generated)}
     if given.tissue:
-        tissue = open_dataset(prepare(name="synthetic_tissue", out=given.out))
-        shown = np.linspace(0, len(tissue) - 1, SHOWN).astype(int)
+        builder = find_builder("synthetic_tissue")
+        plan = builder.plan_resolved("", "", {})
+        units = [plan.units[i] for i in np.linspace(0, len(plan.units) - 1, SHOWN).astype(int)]
+        tissue = [builder.examples(unit, plan.shared)[i][1] for i, unit in enumerate(units)]
         pictures |= {
             "real tissue": read_patches(Path(given.tissue), SHOWN),
-            "generated tissue": np.stack(tissue.source.read(shown)),
+            "generated tissue": np.stack(tissue),
         }
     found = {
         "plates": list(plates),

@@ -51,17 +51,17 @@ class Preset:
     wells_per_treatment: int = 6
     sites_per_well: int = 1
     images_per_site: int = 4
-    optics_spread: float = 0.7  # of gain, background and blur between batches and plates
+    optics_spread: float = 0.65  # of gain, background and blur between batches and plates
     ramp: float = 0.25  # of the illumination between the middle and the edge of an outer well
     symmetries: tuple[str, ...] = BOTH  # in which the label lives
 
 
-# Small cells, four of them whole and apart in every image: no overlap tells of the arrangement.
+# Two cells in every image, whole and apart: no overlap tells of the arrangement.
 _ARRANGED: dict[str, Any] = {
     "kind": "pairs",
     "view": "field",
-    "n_cells": 4,
-    "held": {"nucleus_size": 4.2, "cytoplasm_area": 4.6, "polarity": 1.0, "intensity": 1.0},
+    "n_cells": 2,
+    "held": {"nucleus_size": 5.0, "cytoplasm_area": 5.5, "polarity": 1.0},
     "ramp": 0.0,
     "optics_spread": 0.3,
     "wells_per_treatment": 12,

@@ -31,10 +31,10 @@ MARGIN_PX = 4
 FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
-BRIGHTNESS = np.array([620, 500, 480, 500, 550, 460, 430, 460], np.float32)
-BACKGROUND = np.array([25, 29, 38, 50, 42, 50, 50, 34], np.float32)
+BRIGHTNESS = np.array([580, 470, 445, 470, 510, 420, 400, 420], np.float32)
+BACKGROUND = np.array([9.5, 11, 14, 19, 16, 19, 19, 13], np.float32)
 READ_NOISE = 1.5  # photons, standard deviation
-COUNTS_PER_PHOTON = 16.0
+COUNTS_PER_PHOTON = 18.0
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
 
 # Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
@@ -225,10 +225,13 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(0.88 * edge_px + 0.13, 0, 1)
+    inside = np.clip(1.06 * edge_px + 0.085, 0, 1)
     uu = u * u
-    glow = _decay(2.1 * uu)  # light of the whole height of a cell, in focus or not
-    thickness = inside * (0.31 + 2.12 * _decay(15.8 * uu)) + 0.28 * glow
+    glow = _decay(1.64 * uu)  # light of the whole height of a cell, in focus or not
+    polarity = dial("polarity")
+    # Organelles lie around the nucleus or, the more polarity there is, in the lobes beside it.
+    around, aside = 1.13 - 0.9 * np.minimum(polarity, 1), polarity * (0.8 + 1.4 * polarity)
+    thickness = inside * (0.36 + 1.07 * around * _decay(8.4 * uu)) + 0.2 * glow
 
     dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
     dy = plain_y + 0.8 * bend_y - of_owner(cells.y)
@@ -236,15 +239,14 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
     nucleoli = nucleus * np.clip(3 * (nucleoli - 0.7), 0, 1) * (un < 0.8)
-    halo = _decay(0.6 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
+    halo = _decay(0.34 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
     outside_nucleus = 1 - nucleus
     cloud = 1 + 0.2 * cloud
 
     # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
     relative_x, relative_y = dx / radius, dy / radius
     turns = (np.zeros_like(cells.hand), MITO_TURN * cells.hand, ER_TURN * cells.hand)
-    polarity = dial("polarity")
-    sharp = 0.17 + 2.03 * polarity  # a glow around the nucleus, or three spots
+    sharp = 0.27 + 1.93 * polarity  # a glow around the nucleus, or three spots
     lobes = []
     for turn in turns:
         angle = 2 * np.pi * (cells.golgi + turn).astype(np.float64)
@@ -258,30 +260,30 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
     photons[:, 0] = (
-        nucleus * (0.85 + chromatin_contrast * chromatin - 0.4 * nucleoli) + 0.27 * halo
-        + 0.034 * glow
+        nucleus * (0.85 + chromatin_contrast * chromatin - 0.4 * nucleoli) + 0.14 * halo
+        + 0.048 * glow
     )  # fmt: skip
     photons[:, 1] = (
-        thickness * cloud * (0.45 + 0.05 * outside_nucleus) + 1.5 * nucleoli + 1.55 * cap
+        thickness * cloud * (0.45 + 0.03 * outside_nucleus) + 2.3 * nucleoli + 2.36 * cap
     )
-    reticulum = 1 + 0.7 * granularity * er
+    reticulum = 1 + 0.37 * granularity * er
     photons[:, 2] = (
-        thickness * cloud * (0.35 + 0.16 * outside_nucleus) * reticulum
-        + (1.42 * cap + 1.06 * polarity * er_lobe) * (0.7 + 0.3 * reticulum)
+        thickness * cloud * (0.35 + 0.18 * outside_nucleus) * reticulum
+        + (2.39 * cap + 1.44 * aside * er_lobe) * (0.7 + 0.3 * reticulum)
     )  # fmt: skip
     if c > 3:
         rim = inside * _decay(0.35 * (edge_px - 1) ** 2)
         golgi = golgi_lobe * (0.5 + 0.5 * golgi_lobe) * (1 + 0.3 * chromatin)
         photons[:, 3] = (
-            inside * (0.41 + 0.06 * fibres) + 0.56 * thickness + 0.065 * rim + 0.68 * nucleus
-            + (1.22 + 0.6 * polarity) * golgi
+            inside * (0.35 + 0.06 * fibres) + 0.75 * thickness + 0.054 * rim + 1.19 * nucleus
+            + (2.04 + 0.9 * aside) * golgi
         )  # fmt: skip
     if c > 4:
-        network = np.maximum(1 + 2.28 * granularity * mito, 0) * cloud
+        network = np.maximum(1 + 2.21 * granularity * mito, 0) * cloud
         photons[:, 4] = (
-            0.021 * glow
-            + inside * _decay(20.8 * uu) * (0.83 + 2.13 * outside_nucleus * network)
-            + (0.28 * cap + 0.63 * polarity * mito_lobe) * (0.4 + 0.6 * network)
+            0.016 * glow
+            + inside * around * _decay(93.0 * uu) * (0.99 + 1.96 * outside_nucleus * network)
+            + (0.44 * cap + 0.49 * aside * mito_lobe) * (0.4 + 0.6 * network)
         )  # fmt: skip
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim

@@ -1,0 +1,99 @@
+"""A calibration in small: it trains, evaluates, flips, audits, says what holds, and is a page."""
+
+import copy
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bioimg_jax.errors import InputError
+from bioimg_jax.known_truth.calibrate import calibrate, main
+from bioimg_jax.report import write_calibration
+
+VIT = {"width": 16, "depth": 1, "heads": 2}  # a ResNet takes a minute to compile
+SMALL = "n_plates=14,wells_per_treatment=1,images_per_site=3"
+
+
+def config(out: Path) -> dict[str, Any]:
+    """Two presets, one of them by two benchmarks, and encoders that learn nothing."""
+    found = copy.deepcopy(runpy.run_path("configs/calibrate.py")["get_config"]().to_dict())
+    found["mesh"]["devices"] = 1
+    keep = ("handedness_only", "position_only")
+    found["presets"] = {name: found["presets"][name] for name in keep}
+    tiny = found["encoders"]["supervised_handedness"]
+    tiny["encoder"] = found["presets"]["handedness_only"]["evaluation"]["encoder"] | VIT
+    second = copy.deepcopy(tiny) | {"starts_from": "supervised_handedness"}
+    found["encoders"] = {"supervised_handedness": tiny, "second": second}
+    for encoder in found["encoders"].values():
+        encoder["data"] |= {"out": str(out), "options": SMALL}
+        encoder["optimizer"]["warmup_steps"] = 0
+        encoder["train"] |= {"steps": 2, "batch_size": 8, "log_every_steps": 1}
+    for preset in found["presets"].values():
+        evaluation = preset["evaluation"]
+        evaluation["data"] |= {"out": str(out), "options": SMALL}
+        evaluation["encoder"] |= VIT
+        evaluation["evaluate"] |= {
+            "floors": "chance,pixels", "untrained_seeds": 0, "resnet18": False, "blocks": 1,
+            "strengths": "1e-1", "poolings": "mean",
+        }  # fmt: skip
+    found["presets"]["position_only"] |= {"encoders": "second"}
+    found["presets"]["position_only"]["evaluation"]["evaluate"]["benchmarks"] = "linear,knn"
+    audits = found["audits"]
+    found["audits"] = {name: audits[name] | {"seeds": 2} for name in ("position_only", "default")}
+    return found
+
+
+def test_a_calibration_says_what_holds(tmp_path: Path) -> None:
+    settings, workdir = config(tmp_path / "prepared"), tmp_path / "run"
+    found = calibrate(settings, workdir, command="python -m a_command")
+    about = {(o["preset"], o["benchmark"]): o for o in found["outcomes"]}
+    assert list(about) == [
+        ("handedness_only", "linear"),
+        ("handedness_only, flipped", "linear"),
+        ("position_only", "linear"),
+        ("position_only", "knn"),
+    ]
+    handed = about["handedness_only", "linear"]
+    assert handed["ceiling"] == 1.0 and handed["chance"] == 0.5  # the truth is the label
+    assert handed["n_test"] == 6 * 6
+    kinds = {one["kind"] for one in handed["shown"]}
+    assert kinds == {"trained", "untrained", "pixels", "metadata", "truth"}
+    assert about["position_only", "knn"]["confounded"] == "confounded"
+
+    checks = {(c["preset"], c["expected"]): c["holds"] for c in found["checks"]}
+    assert checks["position_only", "every encoder's verdict is confounded"]
+    assert checks["position_only", "the metadata audit of treatment says confounded always"]
+    assert checks["default", "the metadata audit of treatment says confounded never"]
+    few = next(v for (_, text), v in checks.items() if text.startswith("pixels is chance"))
+    assert not few  # 36 test images are no evidence of equivalence
+    assert found == json.loads((workdir / "calibration.json").read_text())
+
+    page = (workdir / "calibration.html").read_text()
+    text = (workdir / "calibration.md").read_text()
+    for shown in (page, text):
+        assert "python -m a_command" in page
+        assert "every encoder&#39;s verdict is confounded" in page
+        assert all(name in shown for name in ("handedness_only, flipped", "pixels", "knn"))
+    assert (workdir / "presets" / "position_only" / "report.html").is_file()
+
+    # What is finished is used again: nothing is trained, no image is looked at.
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")}
+    again = calibrate(settings, workdir, command="python -m a_command")
+    assert again["checks"] == found["checks"]
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")} == before
+
+
+def test_what_it_cannot_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--config=configs/calibrate.py"]) == 2
+    assert "--workdir=DIR is missing" in capsys.readouterr().err
+    assert main(["calibrate", "--config=configs/mae_cells.py", f"--workdir={tmp_path}"]) == 2
+    assert "this file has no section 'encoders'" in capsys.readouterr().err
+    settings = config(tmp_path / "prepared")
+    settings["presets"]["position_only"]["encoders"] = "other"
+    settings["presets"].pop("handedness_only")
+    with pytest.raises(InputError, match="encoder 'other' is none of supervised_handedness"):
+        calibrate(settings, tmp_path / "run", command="")
+    with pytest.raises(InputError, match="there is no such file"):
+        write_calibration(tmp_path)

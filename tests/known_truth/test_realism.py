@@ -1,0 +1,56 @@
+"""Real against generated: the curves say what they are, and the default preset is like LINCS."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bioimg_jax.known_truth import realism
+
+CHANNELS = ("DNA", "Mito")
+
+
+def blobs(n: int, radius: float, scale: float = 1000.0) -> np.ndarray:
+    """uint16 [n, 64, 64, 2]: a disc in the first channel, a wave of 8 px in the second."""
+    y, x = np.mgrid[:64, :64]
+    disc = np.clip(radius - np.hypot(y - 31.5, x - 31.5) + 0.5, 0, 1)
+    wave = 1 + np.sin(2 * np.pi * x / 8)
+    noise = np.random.default_rng(0).normal(0, 0.01, (n, 64, 64, 2))
+    return (scale * (0.1 + np.stack([disc, wave], -1) + np.abs(noise))).astype(np.uint16)
+
+
+def test_measures_are_of_area_frequency_and_relative_intensity() -> None:
+    found = realism.measures(blobs(8, 9.0), CHANNELS)
+    assert found["nucleus area"] == pytest.approx(np.pi * 81, rel=0.08)
+    # 1/8 cycle a pixel lies in the ring from 1/64 * 32^(4.8 / 8) on: the fifth of eight.
+    assert int(np.argmax(found["Mito spectrum"])) == 4
+    brighter = realism.measures(blobs(8, 9.0, 4000.0), CHANNELS)
+    for name in ("DNA intensity", "Mito intensity"):
+        np.testing.assert_allclose(brighter[name], found[name], atol=0.01)
+
+
+def test_a_value_outside_every_plate_is_named() -> None:
+    real = {plate: realism.measures(blobs(4, r), CHANNELS) for plate, r in (("a", 8), ("b", 10))}
+    rows = realism.compare(real, realism.measures(blobs(4, 9.0), CHANNELS))
+    area = next(row for row in rows if row["curve"] == "nucleus area")
+    assert area["outside"] == []
+    rows = realism.compare(real, realism.measures(blobs(4, 14.0), CHANNELS))
+    area = next(row for row in rows if row["curve"] == "nucleus area")
+    assert area["outside"] == list(range(len(realism.AREA_QUANTILES)))
+
+
+def test_the_default_preset_is_like_real_plates(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = data_dir / "lincs_cell_painting"
+    arguments = [f"--cells={cells}", f"--workdir={tmp_path}"]
+    assert realism.main(arguments) == 0
+    found = json.loads((tmp_path / "realism.json").read_text())
+    assert len(found["plates"]) == 5
+    outside = sum(len(row["outside"]) for row in found["curves"])
+    total = sum(len(row["generated"]) for row in found["curves"])
+    assert total == 5 * 16 + 5
+    assert outside <= 0.1 * total, capsys.readouterr().out
+    assert os.path.getsize(tmp_path / "realism.html") > 50_000
