@@ -61,7 +61,10 @@ def get_config() -> ml_collections.ConfigDict:
                 TISSUE: _mae("synthetic_tissue", "default", crop_px=128, steps=200),
                 "supervised_handedness": _supervised("handedness_only", "handedness"),
                 "supervised_agreement": _supervised(
-                    "neighbour_agreement_only", "agreement", starts_from="supervised_handedness"
+                    "neighbour_agreement_only",
+                    "agreement",
+                    hidden=32,
+                    starts_from="supervised_handedness",
                 ),
             },
             "presets": {name: _preset(name, **about) for name, about in PRESETS.items()},
@@ -90,7 +93,9 @@ def _mae(name: str, config: str, *, crop_px: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _supervised(config: str, target: str, starts_from: str = "") -> dict[str, Any]:
+def _supervised(
+    config: str, target: str, *, hidden: int = 0, starts_from: str = ""
+) -> dict[str, Any]:
     flips = config != "handedness_only"  # which a flip would erase
     return {
         "data": common.data(config=config, crop_px=64, flips=flips, rotations=True),
@@ -100,12 +105,12 @@ def _supervised(config: str, target: str, starts_from: str = "") -> dict[str, An
             "target": target,
             "n_classes": 2,
             "pooling": "mean",
-            "hidden": 0,
+            "hidden": hidden,
             "label_smoothing": 0.0,
             "augment": False,
         },
         "optimizer": {**common.adamw(), "learning_rate": 8e-3, "warmup_steps": 50},
-        "train": _train(batch_size=64, steps=400),
+        "train": _train(batch_size=64, steps=300),
         "starts_from": starts_from,  # another of these encoders, trained before
     }
 

@@ -94,7 +94,9 @@ PRESETS = {
         optics_spread=0.3,
     ),
     "texture_only": Preset(
-        "the label is the frequency of the organelles' texture", label=("texture_frequency",)
+        "the label is the frequency of the organelles' texture",
+        label=("texture_frequency",),
+        held={"granularity": 0.45},
     ),
     "colocalisation_only": Preset(
         "the label is the scale on which ER and mitochondria coincide",
