@@ -30,7 +30,7 @@ def get_config(preset: str = "density_only") -> ml_collections.ConfigDict:
     crop_px = 128 if preset in (*TISSUE, "density_only") else 64
     return ml_collections.ConfigDict(
         {
-            "name": f"known_truth_{preset}",
+            "name": "known_truth",
             "seed": 0,
             "data": common.data(name=name, config=preset, crop_px=crop_px),
             "encoder": common.small_vit(crop_px),

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,10 +112,25 @@ def test_every_config_is_built(path: Path) -> None:
     config = runpy.run_path(str(path))["get_config"]().to_dict()
     assert config["name"] == path.stem
     config["mesh"] = {"devices": 1, "model": 1, "fsdp": False}
+    if "presets" not in config:
+        return built(config)
+    shared = {"seed": config["seed"], "mesh": config["mesh"]}
+    for encoder in config["encoders"].values():  # a calibration is many experiments
+        built({**encoder, **shared})
+        assert encoder["starts_from"] in ("", *config["encoders"])
+    for preset in config["presets"].values():
+        built({**preset["evaluation"], **shared})
+        assert set(preset["encoders"].split(",")) <= set(config["encoders"])
+
+
+def built(config: dict[str, Any]) -> None:
+    channels = ("R", "G", "B") if config["data"]["name"] == "synthetic_tissue" else CHANNELS
     if "train" in config:
-        run = build_run(config, CHANNELS)
+        run = build_run(config, channels)
         assert run.states.abstract.params["encoder"]
         assert run.encoder.config == build_encoder(run.encoder.config).config
-    crop = config["data"]["crop_px"] or 64
-    evaluation = build_evaluation({**config, "data": {**config["data"], "crop_px": crop}}, CHANNELS)
-    assert own_floors(evaluation).names and chosen_benchmarks(evaluation.settings)
+    if "evaluate" in config:
+        crop = config["data"]["crop_px"] or 64
+        data = {**config["data"], "crop_px": crop}
+        evaluation = build_evaluation({**config, "data": data}, channels)
+        assert own_floors(evaluation).names and chosen_benchmarks(evaluation.settings)
