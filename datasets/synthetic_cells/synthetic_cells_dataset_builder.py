@@ -255,6 +255,10 @@ def _resolve(config: str, settled: tuple[tuple[str, Any], ...]) -> Preset:
                     f"synthetic_cells option label: {name} is drawn in pairs; use the config "
                     "handedness_only or neighbour_agreement_only"
                 )
+    if preset.withhold and "cells_per_well" in preset.label:
+        raise InputError(
+            "synthetic_cells option withhold: a label of wells needs to know the wells; leave it out"
+        )
     if n_wells(preset) > 26 * COLUMNS:
         raise InputError(
             f"synthetic_cells option wells_per_treatment: {preset.wells_per_treatment} makes "
@@ -360,10 +364,13 @@ def draw_well(
     n, scene = cells_of(preset, well), scene_of(preset)
     dials = draw_dials(draw, preset, well, seed, n)
     at_once = max(2, BATCH_PX // scene.canvas_px**2)
-    drawing = _draw_pairs if preset.kind == "pairs" else _draw
+    technique = optics(preset, well, seed)
     for start in range(0, n, at_once):
         part = {name: values[start : start + at_once] for name, values in dials.items()}
-        yield from drawing(draw, part, preset, optics(preset, well, seed), start, noise)
+        if preset.kind == "pairs":
+            yield from _draw_pairs(draw, part, preset, technique, start, noise)
+        else:
+            yield from _draw(draw, part, preset, technique, noise)
 
 
 def scene_of(preset: Preset) -> Scene:
@@ -375,7 +382,6 @@ def _draw(
     dials: Dials,
     preset: Preset,
     technique: Optics,
-    start: int,
     noise: bool,
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     scene = scene_of(preset)

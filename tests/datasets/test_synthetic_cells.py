@@ -449,6 +449,7 @@ def test_fields_have_three_to_eight_channels(n_channels: int) -> None:
         ("custom", {"label": "intensity_Mito", "n_channels": 4}, "'intensity_Mito' is no dial"),
         ("handedness_only", {"label": "gain"}, "label: handedness_only has its own"),
         ("mixed_screen", {"wells_per_treatment": 9}, "492 wells a plate, expected at most 312"),
+        ("cells_per_well_only", {"withhold": True}, "a label of wells needs to know the wells"),
         ("nucleus_only", {}, "has no config 'nucleus_only'"),
     ],
 )
