@@ -257,7 +257,7 @@ def _resolve(config: str, settled: tuple[tuple[str, Any], ...]) -> Preset:
                 )
     if preset.withhold and "cells_per_well" in preset.label:
         raise InputError(
-            "synthetic_cells option withhold: a label of wells needs to know the wells; leave it out"
+            "synthetic_cells option withhold: a label of wells needs to know the wells"
         )
     if n_wells(preset) > 26 * COLUMNS:
         raise InputError(
