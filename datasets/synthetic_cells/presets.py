@@ -96,12 +96,12 @@ PRESETS = {
     "texture_only": Preset(
         "the label is the frequency of the organelles' texture",
         label=("texture_frequency",),
-        held={"granularity": 0.45},
+        held={"granularity": 0.8},
     ),
     "colocalisation_only": Preset(
         "the label is the scale on which ER and mitochondria coincide",
         label=("colocalisation",),
-        held={"polarity": 0.15, "granularity": 0.45},
+        held={"polarity": 0.15, "granularity": 0.8},
         optics_spread=0.3,
     ),
     "handedness_only": Preset(

@@ -32,7 +32,7 @@ FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
 BRIGHTNESS = np.array([580, 470, 445, 470, 510, 420, 400, 420], np.float32)
-BACKGROUND = np.array([9.5, 11, 14, 19, 16, 19, 19, 13], np.float32)
+BACKGROUND = np.array([8.84, 11.9, 14.9, 19.6, 11.1, 19, 19, 13], np.float32)
 READ_NOISE = 1.5  # photons, standard deviation
 COUNTS_PER_PHOTON = 18.0
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
@@ -112,7 +112,7 @@ def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
         wanted = np.full(n, scene.n_cells)
     m = int(crop) + max(1, int(wanted.max()))
 
-    radius = dial("nucleus_size") * rng.lognormal(0, 0.10, (n, m))
+    radius = dial("nucleus_size") * rng.lognormal(0, 0.0884, (n, m))
     if crop:
         radius[:, 0] = dials["nucleus_size"]  # the truth belongs to the central cell
     # Eccentricity e of an ellipse with axes a > b: b/a = sqrt(1 - e^2).
@@ -148,7 +148,7 @@ def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
             x[wanted == 0, 0] = y[wanted == 0, 0] = FAR_PX
 
     # Brightness is shared by the stains of a cell in part, and each stain's own in part.
-    stain = rng.lognormal(0, 0.15, (n, m, 1)) * rng.lognormal(0, 0.15, (n, m, c))
+    stain = rng.lognormal(0, 0.233, (n, m, 1)) * rng.lognormal(0, 0.16, (n, m, c))
     stain[:, :, 0] *= dial("dna_content")
     stain[:, :, 1:] *= dial("intensity")[:, :, None]
     for i, name in enumerate(CHANNELS[:c]):
@@ -218,28 +218,28 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
 
     grid = np.arange(s, dtype=np.float32)
     plain_x, plain_y = grid[None, None, :], grid[None, :, None]
-    owner, u, gap = _territories(cells, plain_x + 3.0 * bend_x, plain_y + 3.0 * bend_y)
+    owner, u, gap = _territories(cells, plain_x + 2.34 * bend_x, plain_y + 2.34 * bend_y)
 
     def of_owner(values: np.ndarray) -> np.ndarray:  # [n, m] -> [n, s, s]
         return np.take(values.ravel(), owner)
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(1.06 * edge_px + 0.085, 0, 1)
+    inside = np.clip(1.07 * edge_px + 0.0761, 0, 1)
     uu = u * u
-    glow = _decay(1.64 * uu)  # light of the whole height of a cell, in focus or not
+    glow = _decay(1.79 * uu)  # light of the whole height of a cell, in focus or not
     polarity = dial("polarity")
     # Organelles lie around the nucleus or, the more polarity there is, in the lobes beside it.
     around, aside = 1.13 - 0.9 * np.minimum(polarity, 1), polarity * (0.8 + 1.4 * polarity)
-    thickness = inside * (0.36 + 1.07 * around * _decay(8.4 * uu)) + 0.2 * glow
+    thickness = inside * (0.363 + 1.19 * around * _decay(10.3 * uu)) + 0.218 * glow
 
     dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
     dy = plain_y + 0.8 * bend_y - of_owner(cells.y)
     xx, xy, yy = (of_owner(values) for values in cells.nucleus)
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
-    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.7), 0, 1) * (un < 0.8)
-    halo = _decay(0.34 * np.maximum(un - 1, 0) * radius)  # out-of-focus light, per pixel away
+    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.682), 0, 1)
+    halo = _decay(0.383 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
     outside_nucleus = 1 - nucleus
     cloud = 1 + 0.2 * cloud
 
@@ -260,31 +260,34 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
     photons[:, 0] = (
-        nucleus * (0.85 + chromatin_contrast * chromatin - 0.4 * nucleoli) + 0.14 * halo
-        + 0.048 * glow
-    )  # fmt: skip
-    photons[:, 1] = (
-        thickness * cloud * (0.45 + 0.03 * outside_nucleus) + 2.3 * nucleoli + 2.36 * cap
+        nucleus * (0.837 + chromatin_contrast * chromatin - 0.391 * nucleoli)
+        + 0.236 * halo
+        + 0.0411 * glow
     )
-    reticulum = 1 + 0.37 * granularity * er
-    photons[:, 2] = (
-        thickness * cloud * (0.35 + 0.18 * outside_nucleus) * reticulum
-        + (2.39 * cap + 1.44 * aside * er_lobe) * (0.7 + 0.3 * reticulum)
-    )  # fmt: skip
+    photons[:, 1] = (
+        thickness * cloud * (0.618 + 0.0284 * outside_nucleus) + 1.89 * nucleoli + 2.95 * cap
+    )
+    reticulum = 1 + 0.442 * granularity * er
+    photons[:, 2] = thickness * cloud * (0.407 + 0.145 * outside_nucleus) * reticulum + (
+        2.14 * cap + 2.17 * aside * er_lobe
+    ) * (0.811 + 0.347 * reticulum)
     if c > 3:
-        rim = inside * _decay(0.35 * (edge_px - 1) ** 2)
-        golgi = golgi_lobe * (0.5 + 0.5 * golgi_lobe) * (1 + 0.3 * chromatin)
+        rim = inside * _decay(0.36 * (edge_px - 1) ** 2)
+        golgi = golgi_lobe * (0.5 + 0.476 * golgi_lobe) * (1 + 0.159 * chromatin)
         photons[:, 3] = (
-            inside * (0.35 + 0.06 * fibres) + 0.75 * thickness + 0.054 * rim + 1.19 * nucleus
-            + (2.04 + 0.9 * aside) * golgi
-        )  # fmt: skip
+            inside * (0.291 + 0.056 * fibres)
+            + 0.688 * thickness
+            + 0.0534 * rim
+            + 1.03 * nucleus
+            + (2.03 + 0.894 * aside) * golgi
+        )
     if c > 4:
-        network = np.maximum(1 + 2.21 * granularity * mito, 0) * cloud
+        network = np.maximum(1 + 1.85 * granularity * mito, 0) * cloud
         photons[:, 4] = (
-            0.016 * glow
-            + inside * around * _decay(93.0 * uu) * (0.99 + 1.96 * outside_nucleus * network)
-            + (0.44 * cap + 0.49 * aside * mito_lobe) * (0.4 + 0.6 * network)
-        )  # fmt: skip
+            0.0161 * glow
+            + inside * around * _decay(212.0 * uu) * (1.17 + 1.93 * outside_nucleus * network)
+            + (0.445 * cap + 0.633 * aside * mito_lobe) * (0.605 + 0.516 * network)
+        )
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim
     if c > 6:  # microtubules: filaments that thin out from the nucleus

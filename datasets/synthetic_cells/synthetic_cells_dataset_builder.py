@@ -54,8 +54,8 @@ COMPOSITE = (4, 3, 0)  # mitochondria, AGP and DNA as red, green and blue
 SHOWN = {  # channels of the pictures of a dial, where the composite does not show it
     "dna_content": (0,),
     "chromatin_texture": (0,),
-    "texture_frequency": (4,),
-    "granularity": (4,),
+    "texture_frequency": (2,),
+    "granularity": (2,),
     "colocalisation": (4, 2, 0),
     "handedness": (4, 3, 2),
     "agreement": (4, 3, 2),
@@ -65,6 +65,9 @@ SHOWN = {  # channels of the pictures of a dial, where the composite does not sh
     "bleed_through": (1,),
     "exposure": (3,),
 }
+
+CONTRASTED = ("texture_frequency", "colocalisation")  # shown on organelles of more contrast
+CONTRAST = {"granularity": 0.6}
 
 
 class Builder(ImageDatasetBuilder):
@@ -169,15 +172,16 @@ class Builder(ImageDatasetBuilder):
     ) -> np.ndarray:
         """The same field at each value of a dial, everything else held: uint16 [n, h, w, c].
 
-        Handedness and agreement are shown on cells that are drawn apart. `InputError` for a dial
-        that there is not.
+        Handedness and agreement are shown on cells that are drawn apart, what organelles look like
+        on those of more contrast. `InputError` for a dial that there is not.
         """
         if dial not in (BIOLOGY | OPTICS):
             raise InputError(
                 f"synthetic_cells has no dial {dial!r}; there are: {', '.join(BIOLOGY | OPTICS)}"
             )
         n_channels = len(CHANNELS) if dial.removeprefix("intensity_") in CHANNELS[5:] else 5
-        scene, held = Scene(image_px, n_channels, "field"), {}
+        scene = Scene(image_px, n_channels, "field")
+        held = dict(CONTRAST) if dial in CONTRASTED else {}
         if dial in CLASSES:
             arranged = PRESETS["neighbour_agreement_only"]
             scene, held = scene_of(arranged), dict(arranged.held)
