@@ -34,7 +34,7 @@ def _run(name: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = ["| dial | what it turns | usual | from | to | |", "|---|---|---|---|---|---|"]
     for dial in builder.dials():
-        path = out / f"{name}-{dial.name}.png"
+        path = out / f"{name}-{dial.name}.jpg"
         images = builder.sweep(dial.name, dial.values(N_STEPS))
         write_strip(path, images, dial.channels)
         table.append(

@@ -66,8 +66,13 @@ SHOWN = {  # channels of the pictures of a dial, where the composite does not sh
     "exposure": (3,),
 }
 
-CONTRASTED = ("texture_frequency", "colocalisation")  # shown on organelles of more contrast
-CONTRAST = {"granularity": 0.6}
+# What a dial is shown on, where the usual cells would not show it: organelles of more contrast, and
+# more, smaller cells.
+SHOWN_ON = {
+    "texture_frequency": {"granularity": 0.6},
+    "colocalisation": {"granularity": 0.6},
+    "clustering": {"nucleus_size": 3.5, "cytoplasm_area": 8.0, "cell_density": 9.0},
+}
 
 
 class Builder(ImageDatasetBuilder):
@@ -172,8 +177,8 @@ class Builder(ImageDatasetBuilder):
     ) -> np.ndarray:
         """The same field at each value of a dial, everything else held: uint16 [n, h, w, c].
 
-        Handedness and agreement are shown on cells that are drawn apart, what organelles look like
-        on those of more contrast. `InputError` for a dial that there is not.
+        Handedness and agreement are shown on cells that are drawn apart. `InputError` for a dial
+        that there is not.
         """
         if dial not in (BIOLOGY | OPTICS):
             raise InputError(
@@ -181,7 +186,7 @@ class Builder(ImageDatasetBuilder):
             )
         n_channels = len(CHANNELS) if dial.removeprefix("intensity_") in CHANNELS[5:] else 5
         scene = Scene(image_px, n_channels, "field")
-        held = dict(CONTRAST) if dial in CONTRASTED else {}
+        held = dict(SHOWN_ON.get(dial, {}))
         if dial in CLASSES:
             arranged = PRESETS["neighbour_agreement_only"]
             scene, held = scene_of(arranged), dict(arranged.held)

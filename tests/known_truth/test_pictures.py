@@ -17,8 +17,8 @@ def test_every_dial_has_a_picture_and_a_row(
     monkeypatch.setattr(pictures, "N_STEPS", 2)
     assert pictures.main(["--name=synthetic_cells", f"--out={tmp_path}"]) == 0
     names = [dial.name for dial in find_builder("synthetic_cells").dials()]
-    files = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert files == sorted(f"synthetic_cells-{name}.png" for name in names)
+    files = sorted(path.name for path in tmp_path.glob("*.jpg"))
+    assert files == sorted(f"synthetic_cells-{name}.jpg" for name in names)
     table = (tmp_path / "synthetic_cells.md").read_text().splitlines()
     assert len(table) == len(names) + 2
     assert f"{len(names)} pictures" in capsys.readouterr().out
