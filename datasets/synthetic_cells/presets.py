@@ -40,6 +40,7 @@ class Preset:
     position: tuple[str, ...] = ()  # from the left to the right of a plate
     steps: float = 1.0  # that a treatment turns its dials, down or up
     held: Mapping[str, float] = dataclasses.field(default_factory=dict)  # other values for all
+    steady: tuple[str, ...] = ()  # dials that do not vary between wells and images
     confound: str = "none"  # "position": a treatment is always in the same wells; "batch": a batch
     # has a single treatment
     withhold: bool = False  # the metadata do not tell the position
@@ -62,6 +63,7 @@ _ARRANGED: dict[str, Any] = {
     "view": "field",
     "n_cells": 2,
     "held": {"nucleus_size": 5.0, "cytoplasm_area": 5.5, "polarity": 1.0},
+    "steady": ("nucleus_size", "cytoplasm_area"),
     "ramp": 0.0,
     "optics_spread": 0.3,
     "wells_per_treatment": 12,

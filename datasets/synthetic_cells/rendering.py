@@ -112,7 +112,7 @@ def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
         wanted = np.full(n, scene.n_cells)
     m = int(crop) + max(1, int(wanted.max()))
 
-    radius = dial("nucleus_size") * rng.lognormal(0, 0.0884, (n, m))
+    radius = dial("nucleus_size") * rng.lognormal(0, 0.04 if apart else 0.09, (n, m))
     if crop:
         radius[:, 0] = dials["nucleus_size"]  # the truth belongs to the central cell
     # Eccentricity e of an ellipse with axes a > b: b/a = sqrt(1 - e^2).

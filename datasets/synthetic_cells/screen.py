@@ -174,10 +174,11 @@ def draw_dials(
         steps = well.treatment.steps.get(name, 0.0) + nuisance.get(name, 0.0)
         between, within = draw.normal(0, 1), draw.normal(0, 1, n)
         values = np.full(n, dial.turned(steps))
-        if dial.spread and dial.log:
-            values *= np.exp(WELL_SPREAD * between + dial.spread * within)
-        elif dial.spread:
-            values += 0.3 * dial.spread * between + dial.spread * within
+        spread = 0.0 if name in preset.steady else dial.spread
+        if spread and dial.log:
+            values *= np.exp(WELL_SPREAD * between + spread * within)
+        elif spread:
+            values += 0.3 * spread * between + spread * within
         drawn[name] = np.clip(values, dial.low, dial.high)
     return drawn
 
