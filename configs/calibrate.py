@@ -2,7 +2,7 @@
 
     python -m bioimg_jax.known_truth.calibrate --config=configs/calibrate.py --workdir=OUT
 
-Outcomes: docs/calibration.md. Half an hour on two CPU cores.
+How to read it: docs/calibration.md. Meant for half an hour on two CPU cores.
 """
 
 import copy

@@ -10,7 +10,6 @@ import ml_collections
 
 from configs import common
 
-# A floor that cannot apply is left out by name: nuclei have no place in a profile of noise.
 FLOORS = "chance,pixels,nuclei,layout,texture_bank,random_projection,selected"
 RELATIONAL = ("handedness_only", "neighbour_agreement_only")
 TISSUE = ("tissue_composition", "tissue_layout", "tissue_texture", "tissue_null")

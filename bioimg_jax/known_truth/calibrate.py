@@ -210,7 +210,7 @@ def _shown(score: Mapping[str, Any]) -> Shown:
 def _audited(name: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How often the metadata audit calls a design confounded, over seeds of its layout."""
     builder = find_builder(about["name"])
-    options = {**command_line.options(about["options"])}
+    options = command_line.options(about["options"])
     counts: dict[str, int] = {}
     for seed in range(about["seeds"]):
         plan = builder.plan_resolved("", about["config"], {**options, "seed": seed})

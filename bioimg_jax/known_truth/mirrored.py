@@ -37,8 +37,10 @@ class Flipped:
     def features(self, batch: Batch) -> dict[str, jax.Array]:
         images = np.array(batch["image"])
         index = np.asarray(batch["index"])
-        coins = np.array([np.random.default_rng([int(i)]).random() < 0.5 for i in index.clip(0)])
-        turned = np.ones(len(index), bool) if self._always else coins
+        turned = np.ones(len(index), bool)
+        if not self._always:
+            coins = [np.random.default_rng([int(i)]).random() for i in index.clip(0)]
+            turned = np.array(coins) < 0.5
         images[turned] = images[turned, :, ::-1]
         return self._inner.features({**batch, "image": images})
 

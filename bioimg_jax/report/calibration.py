@@ -62,9 +62,7 @@ def _cell(outcome: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
     limits = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return {
         "value": one["value"],
-        "share": share,
         "title": f"{one['value']:.3f}{limits}, {share:.0%} of the ceiling",
-        "verdict": outcome["verdicts"].get(one["representation"], ""),
         "shade": round(min(max(share, 0.0), 1.0), 2),
     }
 

@@ -203,7 +203,8 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     """Stain in each pixel, background left out, as expected photons: float32 [n, c, s, s].
 
     A pixel belongs to the cell it is nearest to in units of that cell's radius; everything else
-    follows from the pixel's place in its cell and from random textures.
+    follows from the pixel's place in its cell and from random textures. The constants are no
+    biology: they were fitted to intensities and spectra of real plates (`known_truth.realism`).
     """
     n, s, c = len(cells.x), scene.canvas_px, scene.n_channels
 

@@ -45,7 +45,7 @@ class Treatment:
 
 @dataclasses.dataclass(frozen=True)
 class Well:
-    """A place on a plate; numbers from 1, rows and columns from 0."""
+    """A place on a plate. Plates and batches count from 1; wells, rows and columns from 0."""
 
     plate: int
     batch: int
@@ -131,7 +131,7 @@ def n_wells(preset: Preset) -> int:
 
 @functools.lru_cache(maxsize=8)
 def wells_of_plate(preset: Preset, seed: int, plate: int) -> list[Well]:
-    """The wells of a plate, numbered from 1, row by row."""
+    """The wells of a plate, numbered from 0, row by row."""
     known = treatments(preset, seed)
     repeats = [preset.wells_per_treatment] * len(known)
     if preset.kind == "screen":
