@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from bioimg_jax.representations.untrained import (
     parse_variants,
     settings_of,
 )
-from bioimg_jax.train_state import initial_key
+from bioimg_jax.train_state import Start, initial_key
 
 Config = Mapping[str, Any]
 
@@ -115,7 +115,7 @@ class Trained:
 
     def variables(self, mesh: Mesh, *, untrained: bool = False) -> dict[str, Any]:
         """The encoder's; with `untrained` those of step 0, drawn again where they were not kept."""
-        saved = self.saved.at(0) if untrained else self.saved
+        saved = self.untrained_checkpoint() if untrained else self.saved
         if saved is None:
             key = initial_key(self.saved.meta["seed"])
             params, state = jax.jit(self.objective.init)(key)
@@ -123,26 +123,51 @@ class Trained:
             params, state = self.restore(saved, mesh)
         return {"params": params["encoder"], "stats": state["stats"]}
 
+    def untrained_checkpoint(self) -> Saved | None:
+        """Step 0, where it was kept and is of the seed: not where another training had begun."""
+        return None if "starts_from" in self.saved.meta else self.saved.at(0)
+
+    @property
+    def with_labels(self) -> bool:
+        """Whether it was trained on labels, or what it starts from was."""
+        return any("labels" in meta["data"] for meta in self._trainings())
+
+    def start(self, mesh: Mesh) -> Start:
+        """For another training to start from."""
+        return Start(self.variables(mesh), {**self.saved.meta, "step": self.saved.step})
+
+    def _trainings(self) -> Iterator[Mapping[str, Any]]:
+        """What this checkpoint says of itself, then what the one says that it starts from."""
+        meta: Mapping[str, Any] | None = self.saved.meta
+        while meta is not None:
+            yield meta
+            meta = meta.get("starts_from")
+
     def saw(self, dataset: Dataset) -> np.ndarray | None:
-        """Rows of the data set that pre-training saw; None if it was trained on another one."""
-        if self.saved.meta["data"]["content_hash"] != dataset.content_hash:
-            return None
-        return dataset.pretraining_indices(self._fold(dataset), self.objective.target)
+        """Rows of the data set that training saw; None if it was trained on another one."""
+        seen = [
+            dataset.pretraining_indices(
+                self._fold(dataset, meta), meta["data"].get("labels", {}).get("target", "")
+            )
+            for meta in self._trainings()
+            if meta["data"]["content_hash"] == dataset.content_hash
+        ]
+        return np.unique(np.concatenate(seen)) if seen else None
 
     def scorable(self, dataset: Dataset) -> dict[str, list[int]] | None:
         """The folds it may be scored on; None for all. One that held out a fold answers for it."""
-        fold = self._fold(dataset)
+        fold = self._fold(dataset, self.saved.meta)
         if fold is None or self.saw(dataset) is None:
             return None
         primary = dataset.declaration.targets[0].name
         folds = dataset.folds(primary)
         return {primary: [i for i, other in enumerate(folds) if other.name == fold.name]}
 
-    def _fold(self, dataset: Dataset) -> Fold | None:
+    def _fold(self, dataset: Dataset, meta: Mapping[str, Any]) -> Fold | None:
         if not dataset.declaration.targets:  # images to embed, with nothing to predict
             return None
         folds = dataset.folds(dataset.declaration.targets[0].name)
-        return next((fold for fold in folds if fold.name == self.held_out), None)
+        return next((fold for fold in folds if fold.name == meta["data"]["hold_out"]), None)
 
 
 def open_trained(checkpoints: Sequence[Saved]) -> tuple[Trained, ...]:
@@ -308,7 +333,7 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
         name = one.name + STEP0 if untrained else one.name
         kind = "untrained" if untrained else "trained"
         seed = one.saved.meta["seed"]
-        saved = one.saved.at(0) if untrained else one.saved
+        saved = one.untrained_checkpoint() if untrained else one.saved
         weights = {"drawn": seed, "jax": jax.__version__} if saved is None else saved.digest()
         return Candidate(
             name=name,
@@ -329,7 +354,7 @@ def candidates(evaluation: Evaluation, dataset: Dataset) -> list[Candidate]:
             },
             encoder=one.objective.encoder,
             group=one.group + STEP0 if one.group and untrained else one.group,
-            with_labels=bool(one.objective.target) and not untrained,
+            with_labels=one.with_labels and not untrained,
             folds=None if untrained else one.scorable(dataset),
             settings={
                 "step": 0 if untrained else one.saved.step,

@@ -32,6 +32,21 @@ def encoder_row(one: Trained) -> dict[str, Any]:
         "encoder": meta["encoder"],
         "objective": meta["objective"],
         "trained_on": meta["data"],
+        "starts_from": _origin(meta),
+    }
+
+
+def _origin(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The training that an encoder starts from, and that one's own."""
+    before = meta.get("starts_from")
+    if before is None:
+        return None
+    return {
+        "seed": before["seed"],
+        "step": before["step"],
+        "objective": before["objective"],
+        "trained_on": before["data"],
+        "starts_from": _origin(before),
     }
 
 

@@ -26,7 +26,7 @@ from bioimg_jax.logbook import Logbook, plain
 from bioimg_jax.mesh import Mesh
 from bioimg_jax.models import Encoder, build_encoder
 from bioimg_jax.objectives import Objective, build_objective
-from bioimg_jax.train_state import StateFactory, TrainState, step_key
+from bioimg_jax.train_state import Start, StateFactory, TrainState, step_key
 
 Config = Mapping[str, Any]
 Probe = Callable[[int, TrainState], list[dict[str, Any]]]  # logbook entries at a step
@@ -45,7 +45,9 @@ class Run:
     schedule: optimizers.Schedule
     states: StateFactory
 
-    def meta(self, dataset: Dataset, hold_out: Fold | None = None) -> dict[str, Any]:
+    def meta(
+        self, dataset: Dataset, hold_out: Fold | None = None, start: Start | None = None
+    ) -> dict[str, Any]:
         """What a checkpoint's parameters belong to, and what they have seen."""
         return {
             "encoder": self.encoder.config,
@@ -67,6 +69,7 @@ class Run:
                 "hold_out": None if hold_out is None else hold_out.name,
                 **self._labels(dataset),
             },
+            **({} if start is None else {"starts_from": dict(start.origin)}),
         }
 
     def _labels(self, dataset: Dataset) -> dict[str, Any]:
@@ -218,15 +221,14 @@ def train(
     *,
     hold_out: Fold | None = None,
     probe: Probe | None = None,
-    encoder: Mapping[str, Any] | None = None,
+    start_from: Start | None = None,
 ) -> None:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Args:
       hold_out: units tested by this fold are not seen (`training_examples`).
       probe: called every `train.probe_every_steps`; its entries go into the logbook.
-      encoder: variables {"params", "stats"} that the encoder starts from, another training's; by
-        default those of the seed.
+      start_from: another training's encoder; by default it starts from the seed.
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the step reached is saved.
@@ -237,17 +239,11 @@ def train(
     settings = run.config["train"]
     steps, log_every = settings["steps"], settings["log_every_steps"]
     logbook = Logbook(workdir / "logbook.jsonl")
-    checkpoints = Checkpoints(workdir / "checkpoints", run.meta(dataset, hold_out))
+    checkpoints = Checkpoints(workdir / "checkpoints", run.meta(dataset, hold_out, start_from))
     try:
         state = checkpoints.restore_latest(run.states.abstract)
         if state is None:
-            state = run.states.initial()
-            if encoder is not None:
-                state = dataclasses.replace(
-                    state,
-                    params={**state.params, "encoder": encoder["params"]},
-                    objective={**state.objective, "stats": encoder["stats"]},
-                )
+            state = run.states.initial(start_from)
             checkpoints.save(0, state)
         start = int(state.step)
         logbook.rewind(start if start else -1)  # at step 0 the probe speaks again

@@ -1,6 +1,7 @@
 """Everything a step changes, as one pytree, and how it comes into being on a mesh."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,18 @@ class TrainState:
     params: Any
     opt_state: Any
     objective: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """Where an encoder starts from instead of its seed.
+
+    variables: {"params", "stats"} of the encoder, another training's. origin: what that checkpoint
+    says of itself (`Run.meta`, and its step): the new one has seen what it saw.
+    """
+
+    variables: Mapping[str, Any]
+    origin: Mapping[str, Any]
 
 
 def initial_key(seed: int) -> jax.Array:
@@ -59,9 +72,18 @@ class StateFactory:
             self.shardings,
         )
 
-    def initial(self) -> TrainState:
-        """The state at step 0, a function of the seed alone."""
-        return self._init(self._key)
+    def initial(self, start_from: Start | None = None) -> TrainState:
+        """The state at step 0, a function of the seed and of what the encoder starts from."""
+        state = self._init(self._key)
+        if start_from is None:
+            return state
+        given = start_from.variables
+        state = dataclasses.replace(
+            state,
+            params={**state.params, "encoder": given["params"]},
+            objective={**state.objective, "stats": given["stats"]},
+        )
+        return jax.device_put(state, self.shardings)
 
 
 def count_parameters(params: Any) -> int:

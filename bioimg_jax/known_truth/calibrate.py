@@ -63,6 +63,7 @@ def _run(arguments: Sequence[str]) -> None:
 def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
     """Everything that the config names; returns what calibration.json holds."""
     start = time.time()
+    _check(config)
     workdir.mkdir(parents=True, exist_ok=True)
     command_line.check_config(workdir, dict(config))
     command_line.write_json(workdir / "config.json", config)
@@ -90,7 +91,7 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
         "took_s": took,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
-        "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "outcomes": [outcome.to_row() for outcome in outcomes],
         "audits": audits,
         "checks": [dataclasses.asdict(check) for check in checks],
     }
@@ -101,6 +102,23 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
               f"{check.found}")  # fmt: skip
     print(f"\n{sum(c.holds for c in checks)} of {len(checks)} hold; page: {page}")
     return about
+
+
+def _check(config: Config) -> None:
+    """`InputError` for a name that the config does not have, before anything takes time."""
+    wanted = [(f"presets.{name}.encoders", encoder) for name, about in config["presets"].items()
+              for encoder in _names(about["encoders"])]  # fmt: skip
+    wanted += [(f"encoders.{name}.starts_from", about["starts_from"])
+               for name, about in config["encoders"].items() if about["starts_from"]]  # fmt: skip
+    for key, encoder in wanted:
+        if encoder not in config["encoders"]:
+            raise InputError(f"{key}: {encoder!r} is none of {', '.join(config['encoders'])}")
+    for name, about in config["audits"].items():
+        if not hasattr(find_builder(about["name"]), "layout"):
+            raise InputError(
+                f"audits.{name}: the design of data set {about['name']!r} is not known without "
+                "its images; expected one with a `layout`, as synthetic_cells"
+            )
 
 
 def _names(text: str) -> list[str]:
@@ -119,20 +137,16 @@ def _train(name: str, config: Config, workdir: Path, trained: dict[str, Saved]) 
     """
     if name in trained:
         return trained[name]
-    if name not in config["encoders"]:
-        raise InputError(f"presets: encoder {name!r} is none of {', '.join(config['encoders'])}")
     about = config["encoders"][name]
     experiment = {**about, "seed": config["seed"], "mesh": config["mesh"]}
-    first = None
-    if about["starts_from"]:
-        first = _train(about["starts_from"], config, workdir, trained)
+    first = about["starts_from"] and _train(about["starts_from"], config, workdir, trained)
     _say(f"encoder {name}")
     dataset = prepared(experiment["data"])
     folder = workdir / "encoders" / name
     folder.mkdir(parents=True, exist_ok=True)
     run = build_run(experiment, dataset.declaration.channels)
-    start = None if first is None else open_trained([first])[0].variables(run.mesh)
-    train(run, dataset, folder, encoder=start)
+    start = open_trained([first])[0].start(run.mesh) if first else None
+    train(run, dataset, folder, start_from=start)
     trained[name] = open_checkpoint(folder)
     return trained[name]
 

@@ -59,8 +59,15 @@ class Outcome:
 
     def share(self, one: Shown) -> float:
         """How much of what the ceiling lies above chance a score reaches."""
-        ceiling = 1.0 if self.ceiling is None else self.ceiling
-        return (one.value - self.chance) / (ceiling - self.chance)
+        room = (1.0 if self.ceiling is None else self.ceiling) - self.chance
+        return (one.value - self.chance) / room if room > 0 else 0.0
+
+    def to_row(self) -> dict[str, Any]:
+        """As plain JSON, with what each score reaches of the ceiling (`share`)."""
+        row = dataclasses.asdict(self)
+        for shown, one in zip(row["shown"], self.shown, strict=True):
+            shown["share"] = self.share(one)
+        return row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, A
     order = sorted(columns, key=lambda name: KINDS.index(columns[name]))
     rows = []
     for outcome in mine:
-        cells = {_column(one): _cell(outcome, one) for one in outcome["shown"]}
+        cells = {_column(one): _cell(one) for one in outcome["shown"]}
         rows.append({"about": outcome, "cells": [cells.get(name) for name in order]})
     return {"benchmark": benchmark, "columns": order, "rows": rows}
 
@@ -54,11 +54,8 @@ def _column(one: Mapping[str, Any]) -> str:
     return "metadata" if one["kind"] == "metadata" else str(one["representation"])
 
 
-def _cell(outcome: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    ceiling = 1.0 if outcome["ceiling"] is None else outcome["ceiling"]
-    room = ceiling - outcome["chance"]
-    share = (one["value"] - outcome["chance"]) / room if room > 0 else 0.0
-    interval = one["interval"]
+def _cell(one: Mapping[str, Any]) -> dict[str, Any]:
+    interval, share = one["interval"], one["share"]
     limits = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return {
         "value": one["value"],

@@ -377,11 +377,25 @@ def _doubts(results: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _labels(data: Mapping[str, Any]) -> str:
+    """What of a data set besides its images a training saw."""
+    return f"labels of {data['labels']['target']}" if "labels" in data else "no labels"
+
+
+def _start(encoder: Mapping[str, Any]) -> str:
+    """What an encoder had learned before, where it did not start from its seed."""
+    before = encoder.get("starts_from")
+    if before is None:
+        return ""
+    data = before["trained_on"]
+    return f", from an encoder trained on {data['name']}, {_labels(data)}"
+
+
 def _sentences(results: Mapping[str, Any]) -> list[str]:
     """What was trained, and what one fold repeated without its images is worth."""
     sentences = [
         f"{one['name']} was trained on {one['images_seen']:,} crops of {one['trained_on']['name']} "
-        "(no labels) and then frozen."
+        f"({_labels(one['trained_on'])}{_start(one)}) and then frozen."
         for one in results["encoders"]
         if not one["trained_on"]["hold_out"]
     ]

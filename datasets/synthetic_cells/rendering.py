@@ -124,7 +124,7 @@ def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
     roundness = rng.uniform(1.0, 1.1 if apart else 1.8, (n, m))
     body = _ellipse(body_radius, roundness, angle + rng.normal(0, 0.4, (n, m)))
 
-    x, y = rng.uniform(-reach, s + reach, (2, n, m))
+    x, y = rng.uniform(-reach, s + reach, (2, n, m)) - 0.5
     if crop:  # upstream software centres the crop on a segmented nucleus, to within a pixel or so
         x[:, 0], y[:, 0] = s / 2 - 0.5 + rng.normal(0, 0.7, (2, n))
     beside = rng.uniform(size=(n, m)) < dial("clustering")
@@ -188,8 +188,9 @@ def _apart(
         # Whole arrangements at once: most are taken at these densities after a few tries.
         u, v = rng.uniform(size=(2, len(todo), m))
         low_j = low[todo]
-        x[todo] = low_j + u * (s - 2 * low_j)
-        y[todo] = low_j + v * (s - 2 * low_j)
+        # About the middle, (s - 1) / 2, or a mirrored image would lie to the other side.
+        x[todo] = low_j - 0.5 + u * (s - 2 * low_j)
+        y[todo] = low_j - 0.5 + v * (s - 2 * low_j)
         ok = np.ones(len(todo), bool)
         for i in range(m):
             for j in range(i):

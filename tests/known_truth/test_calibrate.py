@@ -90,10 +90,18 @@ def test_what_it_cannot_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--workdir=DIR is missing" in capsys.readouterr().err
     assert main(["calibrate", "--config=configs/mae_cells.py", f"--workdir={tmp_path}"]) == 2
     assert "this file has no section 'encoders'" in capsys.readouterr().err
-    settings = config(tmp_path / "prepared")
-    settings["presets"]["position_only"]["encoders"] = "other"
-    settings["presets"].pop("handedness_only")
-    with pytest.raises(InputError, match="encoder 'other' is none of supervised_handedness"):
-        calibrate(settings, tmp_path / "run", command="")
+    for section, key, value, message in (
+        ("presets", "position_only", {"encoders": "other"},
+         r"presets.position_only.encoders: 'other' is none of supervised_handedness"),
+        ("encoders", "second", {"starts_from": "other"},
+         r"encoders.second.starts_from: 'other' is none of supervised_handedness"),
+        ("audits", "default", {"name": "lc25000"},
+         r"audits.default: the design of data set 'lc25000' is not known without its images"),
+    ):  # fmt: skip
+        settings = config(tmp_path / "prepared")
+        settings[section][key] |= value
+        with pytest.raises(InputError, match=message):
+            calibrate(settings, tmp_path / "run", command="")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="there is no such file"):
         write_calibration(tmp_path)

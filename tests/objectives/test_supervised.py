@@ -13,7 +13,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from bioimg_jax import mesh as meshes
-from bioimg_jax.candidates import build_evaluation, candidates
+from bioimg_jax.candidates import build_evaluation, candidates, open_trained
 from bioimg_jax.checkpoint import open_checkpoint
 from bioimg_jax.data.dataset import Dataset, open_dataset
 from bioimg_jax.data.transforms import standardise
@@ -21,6 +21,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.models import build_encoder
 from bioimg_jax.objectives import build_objective
+from bioimg_jax.results import encoder_row
 from bioimg_jax.train import (
     build_run,
     make_step,
@@ -248,6 +249,43 @@ def test_a_run_is_resumed_bit_by_bit_and_records_what_it_saw(
     fields = dataset.folds("plate")[0]  # test fields of the plates that were trained on
     assert trained.exposure(fields.test) == "labels"
     assert step0.exposure(fields.test) == "none"
+
+
+def test_what_an_encoder_started_from_is_remembered(dataset: Dataset, tmp_path: Path) -> None:
+    """Its rows count as seen, its labels as known, and the untrained twin is the seed's."""
+    first = build_run(config(VIT, train__steps=2), CHANNELS)
+    train(first, dataset, tmp_path / "first")
+    (origin,) = open_trained([open_checkpoint(tmp_path / "first")])
+    given = origin.start(first.mesh)
+
+    plates = dataset.metadata["plate"].nunique()
+    second = build_run(
+        {**config(VIT, train__steps=2, objective__target="plate", objective__n_classes=plates),
+         "seed": 7}, CHANNELS
+    )  # fmt: skip
+    train(second, dataset, tmp_path / "second", start_from=given)
+    saved = open_checkpoint(tmp_path / "second")
+    before = saved.meta["starts_from"]
+    assert (before["seed"], before["step"]) == (0, 2)
+    (trained,) = open_trained([saved])
+    at_0 = saved.at(0)
+    assert at_0 is not None
+    params, _ = trained.restore(at_0, second.mesh)
+    same = np.testing.assert_array_equal
+    jax.tree.map(same, params["encoder"], given.variables["params"])
+    drawn_from_seed = second.states.initial()
+    twin = trained.variables(second.mesh, untrained=True)["params"]
+    assert trained.untrained_checkpoint() is None
+    jax.tree.map(same, twin, drawn_from_seed.params["encoder"])
+
+    saw = trained.saw(dataset)
+    first_saw = origin.saw(dataset)
+    assert saw is not None and first_saw is not None
+    own = dataset.pretraining_indices(None, "plate")
+    same(saw, np.union1d(own, first_saw))
+    row = encoder_row(trained)
+    assert row["starts_from"]["trained_on"]["labels"]["target"] == "treatment"
+    assert row["starts_from"]["starts_from"] is None and origin.with_labels
 
 
 def test_training_on_one_batch_learns_its_labels() -> None:
