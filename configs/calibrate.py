@@ -13,6 +13,7 @@ import ml_collections
 from configs import common, known_truth
 
 CELLS, TISSUE = "mae_cells", "mae_tissue"
+BENCHMARKS = "linear,knn,few_shot,ridge"
 # Preset -> encoders that it is evaluated with, beside what known_truth.py says of it.
 PRESETS: dict[str, dict[str, Any]] = {
     "density_only": {"encoders": CELLS},
@@ -25,29 +26,37 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "handedness_only": {"encoders": "supervised_handedness", "flipped": True},
     "neighbour_agreement_only": {"encoders": "supervised_agreement"},
-    "position_only": {"encoders": CELLS},
+    "position_only": {"encoders": f"{CELLS},supervised_position"},
     "position_withheld": {
-        "encoders": CELLS,
+        "encoders": f"{CELLS},supervised_position",
         "preset": "position_only",
         "data": {"options": "withhold=true"},
     },
     "batch_confounded": {"encoders": CELLS},
     "cells_per_well_only": {"encoders": CELLS},
-    "mixed_screen": {"encoders": CELLS, "evaluate": {"benchmarks": "linear,knn"}},
+    "default": {"encoders": CELLS},
+    "mixed_screen": {"encoders": CELLS},
     "tissue_composition": {"encoders": TISSUE},
     "tissue_layout": {"encoders": TISSUE},
     "tissue_texture": {"encoders": TISSUE},
     "tissue_null": {"encoders": TISSUE},
 }
-# Designs whose metadata tell the label, always, and some that must never be said to.
-AUDITS = {
-    "position_only": True,
-    "batch_confounded": True,
-    "density_only": False,
-    "handedness_only": False,
-    "mixed_screen": False,
-    "default": False,
-}
+# Designs that the metadata audit is tried on; a preset that is not here has the design of one that
+# is, and differs in what the images show. Confounded: the metadata tell the label, always; of the
+# others that must never be said.
+AUDITS = (
+    "position_only",
+    "position_withheld",
+    "batch_confounded",
+    "cells_per_well_only",
+    "default",
+    "density_only",
+    "handedness_only",
+    "mixed_screen",
+    "tissue_layout",
+)
+CONFOUNDED = ("position_only", "batch_confounded")
+WITHHELD = {"position_withheld": ("position_only", "withhold=true")}  # name -> config, options
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -59,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
             "encoders": {
                 CELLS: _mae("synthetic_cells", "mixed_screen", crop_px=64, steps=400),
                 TISSUE: _mae("synthetic_tissue", "default", crop_px=128, steps=200),
+                "supervised_position": _supervised("position_only", "treatment", steps=100),
                 "supervised_handedness": _supervised("handedness_only", "handedness"),
                 "supervised_agreement": _supervised(
                     "neighbour_agreement_only",
@@ -68,18 +78,21 @@ def get_config() -> ml_collections.ConfigDict:
                 ),
             },
             "presets": {name: _preset(name, **about) for name, about in PRESETS.items()},
-            "audits": {
-                name: {
-                    "name": "synthetic_cells",
-                    "config": name,
-                    "options": "",
-                    "seeds": 200,
-                    "expected": expected,
-                }
-                for name, expected in AUDITS.items()
-            },
+            "audits": {name: _audit(name) for name in AUDITS},
         }
     )
+
+
+def _audit(name: str) -> dict[str, Any]:
+    """The metadata audit of a preset's design over seeds, and what it must say."""
+    config, options = WITHHELD.get(name, (name, ""))
+    return {
+        "name": "synthetic_tissue" if config in known_truth.TISSUE else "synthetic_cells",
+        "config": config,
+        "options": options,
+        "seeds": 200,
+        "expected": name in CONFOUNDED,
+    }
 
 
 def _mae(name: str, config: str, *, crop_px: int, steps: int) -> dict[str, Any]:
@@ -94,7 +107,7 @@ def _mae(name: str, config: str, *, crop_px: int, steps: int) -> dict[str, Any]:
 
 
 def _supervised(
-    config: str, target: str, *, hidden: int = 0, starts_from: str = ""
+    config: str, target: str, *, steps: int = 300, hidden: int = 0, starts_from: str = ""
 ) -> dict[str, Any]:
     flips = config != "handedness_only"  # which a flip would erase
     return {
@@ -109,8 +122,8 @@ def _supervised(
             "label_smoothing": 0.0,
             "augment": False,
         },
-        "optimizer": {**common.adamw(), "learning_rate": 8e-3, "warmup_steps": 50},
-        "train": _train(batch_size=64, steps=300),
+        "optimizer": {**common.adamw(), "learning_rate": 8e-3, "warmup_steps": steps // 6},
+        "train": _train(batch_size=64, steps=steps),
         "starts_from": starts_from,  # another of these encoders, trained before
     }
 
@@ -137,8 +150,13 @@ def _preset(
     """What `known_truth` says of a preset, with a smaller family of random networks."""
     about = copy.deepcopy(known_truth.get_config(preset or name).to_dict())
     about["data"] |= data or {}
-    # One benchmark and few random networks: the run is about floors that are known.
-    about["evaluate"] |= {"untrained_seeds": 1, "illustrate": False, **(evaluate or {})}
+    # Few random networks: the run is about floors that are known.
+    about["evaluate"] |= {"untrained_seeds": 1, "illustrate": False, "benchmarks": BENCHMARKS}
+    about["evaluate"] |= evaluate or {}
     if (preset or name) in known_truth.RELATIONAL:
-        about["evaluate"] |= {"poolings": "mean", "representations": "metadata"}
+        about["evaluate"] |= {
+            "benchmarks": "linear,ridge",
+            "poolings": "mean",
+            "representations": "metadata",
+        }
     return {"encoders": encoders, "evaluation": about, "flipped": flipped}

@@ -10,7 +10,7 @@ import ml_collections
 
 from configs import common
 
-FLOORS = "chance,pixels,nuclei,layout,texture_bank,random_projection,selected"
+FLOORS = "chance,pixels,nuclei,layout,texture_bank,random_projection,twin,selected"
 RELATIONAL = ("handedness_only", "neighbour_agreement_only")
 TISSUE = ("tissue_composition", "tissue_layout", "tissue_texture", "tissue_null")
 

@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,11 +142,12 @@ class ImageDatasetBuilder(
         raise NotImplementedError
 
     @classmethod
-    def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> list[Example]:
+    def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> Iterable[Example]:
         """The examples of one unit: (metadata, image [h, w, c] of the plan's dtype).
 
         A pure function of its arguments, called in worker processes. `metadata` has exactly the
-        columns of `Plan.metadata`. Raises `BadImage`.
+        columns of `Plan.metadata`. Raises `BadImage`: the call itself, not what it returns, which
+        may draw images one by one.
         """
         raise NotImplementedError
 

@@ -8,6 +8,7 @@ is used again. Leaves calibration.json, calibration.html and calibration.md, and
 """
 
 import dataclasses
+import json
 import shlex
 import sys
 import time
@@ -46,10 +47,13 @@ def main(arguments: Sequence[str]) -> int:
     if command_line.asks_for_help(arguments):
         print(HELP)
         return 0
-    return command_line.guarded(lambda: _run(arguments))
+    held: list[bool] = []
+    status = command_line.guarded(lambda: held.append(_run(arguments)))
+    return status or int(not all(held))
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> bool:
+    """Whether everything that must hold does."""
     config, given = command_line.parse(arguments, {"workdir": ""})
     command_line.check_sections(config, "encoders", "presets", "audits")
     if not given["workdir"]:
@@ -57,7 +61,8 @@ def _run(arguments: Sequence[str]) -> None:
     settle_cpu()
     command = shlex.join(["python", "-m", "bioimg_jax.known_truth.calibrate", *arguments[1:]])
     with command_line.locked(Path(given["workdir"])):
-        calibrate(config, Path(given["workdir"]), command=command)
+        found = calibrate(config, Path(given["workdir"]), command=command)
+    return all(check["holds"] for check in found["checks"])
 
 
 def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
@@ -68,6 +73,7 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
     command_line.check_config(workdir, dict(config))
     command_line.write_json(workdir / "config.json", config)
     trained: dict[str, Saved] = {}
+    data: list[dict[str, Any]] = []
     outcomes: list[Outcome] = []
     checks: list[Check] = []
     took: dict[str, float] = {}
@@ -81,8 +87,12 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
         found, flipped = _evaluated(name, config, checkpoints, folder, command)
         outcomes += found
         checks += flipped
+        data.append(_about_data(name, experiment, folder))
         took[name] = round(time.time() - begun, 1)
-    audits = [row for name, about in config["audits"].items() for row in _audited(name, about)]
+    audits = []
+    for name, about in config["audits"].items():
+        _say(f"audit of {name}")
+        audits.append(_audited(name, about))
     checks += expectations(outcomes, audits)
     about = {
         "command": command,
@@ -91,6 +101,12 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
         "took_s": took,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
+        "seed": config["seed"],
+        "data": data,
+        "encoders": [
+            {"encoder": name, "trained_on": saved.meta["data"]["name"], "step": saved.step}
+            for name, saved in trained.items()
+        ],
         "outcomes": [outcome.to_row() for outcome in outcomes],
         "audits": audits,
         "checks": [dataclasses.asdict(check) for check in checks],
@@ -119,6 +135,22 @@ def _check(config: Config) -> None:
                 f"audits.{name}: the design of data set {about['name']!r} is not known without "
                 "its images; expected one with a `layout`, as synthetic_cells"
             )
+
+
+def _about_data(name: str, experiment: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a preset was evaluated on, so that it can be made again."""
+    settings = experiment["evaluation"]["data"]
+    plan = find_builder(settings["name"]).plan_resolved(
+        "", settings["config"], command_line.options(settings["options"])
+    )
+    return {
+        "preset": name,
+        "name": settings["name"],
+        "config": settings["config"],
+        "options": settings["options"],
+        "seed": plan.options["seed"],
+        "content_hash": json.loads((folder / "config.json").read_text())["content_hash"],
+    }
 
 
 def _names(text: str) -> list[str]:
@@ -196,6 +228,11 @@ def _evaluated(
                     confounded=row["verdict"],
                     verdicts=words,
                     shown=[_shown(score) for score in shown],
+                    factors=[
+                        name.removeprefix("factor_").removeprefix("truth_")
+                        for name in dataset.declaration.target(target).truth
+                    ],
+                    layers=_layers(results["scores"], target, benchmark),
                 )
             )
     if not about["flipped"]:
@@ -211,6 +248,17 @@ def _evaluated(
     return [*outcomes, flipped], [erased]
 
 
+def _layers(
+    scores: Sequence[Mapping[str, Any]], target: str, benchmark: str
+) -> dict[str, list[Shown]]:
+    """Representation -> the score of each layer."""
+    found: dict[str, list[Shown]] = {}
+    for score in scores:
+        if (score["target"], score["benchmark"]) == (target, benchmark):
+            found.setdefault(score["representation"], []).append(_shown(score))
+    return found
+
+
 def _shown(score: Mapping[str, Any]) -> Shown:
     return Shown(
         representation=score["representation"],
@@ -221,34 +269,27 @@ def _shown(score: Mapping[str, Any]) -> Shown:
     )
 
 
-def _audited(name: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How often the metadata audit calls a design confounded, over seeds of its layout."""
+def _audited(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """How often the metadata audit calls a design confounded, over seeds of its layout.
+
+    Of its first target.
+    """
     builder = find_builder(about["name"])
     options = command_line.options(about["options"])
-    counts: dict[str, int] = {}
-    for seed in range(about["seeds"]):
+    n, count = about["seeds"], 0
+    for seed in range(n):
         plan = builder.plan_resolved("", about["config"], {**options, "seed": seed})
-        table = builder.layout(plan)
-        for target in plan.declaration.targets:
-            if target.nuisance:
-                continue
-            verdict = audit(table, make_folds(table, target), target)["verdict"]
-            counts[target.name] = counts.get(target.name, 0) + bool(verdict)
-    n = about["seeds"]
-    return [
-        {
-            "design": name,
-            "target": target,
-            "seeds": n,
-            "confounded": count,
-            "interval": [
-                float(limit)
-                for limit in stats.binomtest(count, n).proportion_ci(CONFIDENCE, "exact")
-            ],
-            "expected": about["expected"],
-        }
-        for target, count in counts.items()
-    ]
+        table, target = builder.layout(plan), plan.declaration.targets[0]
+        count += bool(audit(table, make_folds(table, target), target)["verdict"])
+    limits = stats.binomtest(count, n).proportion_ci(CONFIDENCE, "exact")
+    return {
+        "design": name,
+        "target": target.name,
+        "seeds": n,
+        "confounded": count,
+        "interval": [float(limit) for limit in limits],
+        "expected": about["expected"],
+    }
 
 
 if __name__ == "__main__":

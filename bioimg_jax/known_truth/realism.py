@@ -156,7 +156,7 @@ def _run(given: argparse.Namespace) -> None:
         builder = find_builder("synthetic_tissue")
         plan = builder.plan_resolved("", "", {})
         units = [plan.units[i] for i in np.linspace(0, len(plan.units) - 1, SHOWN).astype(int)]
-        tissue = [builder.examples(unit, plan.shared)[i][1] for i, unit in enumerate(units)]
+        tissue = [list(builder.examples(unit, plan.shared))[i][1] for i, unit in enumerate(units)]
         pictures |= {
             "real tissue": read_patches(Path(given.tissue), SHOWN),
             "generated tissue": np.stack(tissue),

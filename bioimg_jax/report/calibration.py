@@ -1,7 +1,7 @@
 """calibration.json in, `calibration.html` and `calibration.md` out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,10 @@ def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, A
     rows = []
     for outcome in mine:
         cells = {_column(one): _cell(one) for one in outcome["shown"]}
-        rows.append({"about": outcome, "cells": [cells.get(name) for name in order]})
+        reached = [name for name in order if name in cells and cells[name]["reaches"]]
+        rows.append(
+            {"about": outcome, "cells": [cells.get(name) for name in order], "reached": reached}
+        )
     return {"benchmark": benchmark, "columns": order, "rows": rows}
 
 
@@ -61,29 +64,74 @@ def _cell(one: Mapping[str, Any]) -> dict[str, Any]:
         "value": one["value"],
         "title": f"{one['value']:.3f}{limits}, {share:.0%} of the ceiling",
         "shade": round(min(max(share, 0.0), 1.0), 2),
+        "reaches": one["reaches"],
     }
 
 
 def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     """The same as Markdown."""
-    lines = ["| preset | what must hold | what was found | |", "|---|---|---|---|"]
-    for check in found["checks"]:
-        lines.append(
-            f"| {check['preset']} | {check['expected']} | {check['found']} | "
-            f"{'holds' if check['holds'] else '**does not hold**'} |"
-        )
+    checks, audits = found["checks"], found["audits"]
+    lines = [
+        f"`{found['command']}`, {found['started'][:10]}: {found['wall_s'] / 60:.1f} minutes on "
+        f"{found['devices']}, JAX {found['jax']}; seed {found['seed']} of weights and batches. "
+        f"{sum(check['holds'] for check in checks)} of {len(checks)} statements hold.",
+        "",
+    ]
+    lines += _lines(
+        ("preset", "what must hold", "what was found", ""),
+        (
+            (c["preset"], c["expected"], c["found"], "holds" if c["holds"] else "**does not hold**")
+            for c in checks
+        ),
+    )
     for table in tables:
-        lines += ["", f"`{table['benchmark']}`:", ""]
-        lines.append("| preset | target | n test | chance | truth | "
-                     + " | ".join(table["columns"]) + " | verdict |")  # fmt: skip
-        lines.append("|---" * (len(table["columns"]) + 6) + "|")
-        for row in table["rows"]:
-            about = row["about"]
-            ceiling = "" if about["ceiling"] is None else f"{about['ceiling']:.3f}"
-            cells = ["" if cell is None else f"{cell['value']:.3f}" for cell in row["cells"]]
-            words = "; ".join(dict.fromkeys(about["verdicts"].values())) or about["confounded"]
-            lines.append(
-                f"| {about['preset']} | {about['target']} | {about['n_test']:,} | "
-                f"{about['chance']:.3f} | {ceiling} | {' | '.join(cells)} | {words} |"
-            )
+        lines += ["", f"`{table['benchmark']}`, **bold** where the ceiling is reached:", ""]
+        columns = ("preset", "factors", "target", "n test", "chance", "truth")
+        lines += _lines((*columns, *table["columns"], "verdict"), map(_row, table["rows"]))
+    lines += ["", "Data sets and encoders:", ""]
+    lines += _lines(
+        ("preset", "data set", "options", "seed", "content hash", "minutes"),
+        (
+            (d["preset"], f"`{d['name']}/{d['config']}`", f"`{d['options']}`" if d["options"]
+             else "", str(d["seed"]), f"`{d['content_hash'][:16]}`",
+             f"{found['took_s'][d['preset']] / 60:.1f}")
+            for d in found["data"]
+        ),
+    )  # fmt: skip
+    lines += [""]
+    lines += _lines(
+        ("encoder", "trained on", "steps"),
+        ((e["encoder"], e["trained_on"], str(e["step"])) for e in found["encoders"]),
+    )
+    lines += ["", "How often the metadata audit says confounded, over seeds of the design:", ""]
+    lines += _lines(
+        ("design", "target", "seeds", "confounded", "95 %"),
+        (
+            (a["design"], a["target"], str(a["seeds"]), str(a["confounded"]),
+             f"{a['interval'][0]:.3f} to {a['interval'][1]:.3f}")
+            for a in audits
+        ),
+    )  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _row(row: Mapping[str, Any]) -> Sequence[str]:
+    about = row["about"]
+    ceiling = "" if about["ceiling"] is None else f"{about['ceiling']:.3f}"
+    words = "; ".join(dict.fromkeys(about["verdicts"].values())) or about["confounded"]
+    return (
+        about["preset"], ", ".join(about["factors"]), about["target"], f"{about['n_test']:,}",
+        f"{about['chance']:.3f}", ceiling, *map(_bold, row["cells"]), words,
+    )  # fmt: skip
+
+
+def _bold(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    return f"**{cell['value']:.3f}**" if cell["reaches"] else f"{cell['value']:.3f}"
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    found = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return found + [f"| {' | '.join(row)} |" for row in rows]

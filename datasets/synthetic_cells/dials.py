@@ -50,7 +50,8 @@ BIOLOGY = {
         log=False,
     ),
     "agreement": Dial(
-        0.5, 0.5, 0.0, 0.5, 1, "share of an image's cells that have one handedness", log=False
+        0.5, 0.5, 0.0, 0.5, 1, "share of an image's cells that have the hand of the first one",
+        log=False,
     ),
     "polarity": Dial(0.144, 2.4, 0.08, 0, 1.5, "strength of the lobes of organelles"),
 }  # fmt: skip
@@ -60,7 +61,7 @@ OPTICS = {
     "defocus": Dial(0.0, 1.0, 0.0, 0, 3, "more blur in all channels, sigma in px", log=False),
     "vignetting": Dial(0.10, 0.25, 0.0, 0, 0.9, "light lost in the corners", log=False),
     "bleed_through": Dial(0.02, 0.15, 0.0, 0, 0.5, "of a channel into the next", log=False),
-    "exposure": Dial(1.0, 4.0, 0.0, 0.01, 100, "photons collected, 1 = usual"),
+    "exposure": Dial(1.0, 4.0, 0.0, 0.25, 100, "photons collected, 1 = usual"),
 }
 # Of a well, not of its images: how many cells of it there are.
 WELL = {"cells_per_well": Dial(1.0, 2.0, 0.0, 0.05, 20, "images of cells in a well, 1 = usual")}

@@ -119,7 +119,9 @@ PRESETS = {
     ),
     "position_only": Preset(
         "no biology: two names for the left and the right half of every plate",
-        position=("background", "defocus", "gain"),
+        # Technique that a plate may have: the focus and the filters differ from side to side.
+        held={"defocus": 1.0, "bleed_through": 0.2},
+        position=("background", "defocus", "gain", "bleed_through"),
         confound="position",
     ),
     "batch_confounded": Preset(

@@ -8,7 +8,8 @@ Four stages, each vectorised over a batch of n images, in the order light takes 
     expose     shot noise, read noise, camera                          uint16   [n, h, w, c]
 
 The canvas of side s is `MARGIN_PX` wider than the image on each side, so that cells outside the
-image and the point-spread function reach its edge without a seam. Coordinates are pixels of the
+image and the point-spread function in focus reach its edge without a seam; a blur that is wider
+than that repeats the edge. Coordinates are pixels of the
 canvas, (0, 0) the centre of its first pixel.
 
 The same generator gives the same bytes on every machine. Pixels are made by +, -, *, / and square
@@ -154,21 +155,27 @@ def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
     for i, name in enumerate(CHANNELS[:c]):
         stain[:, :, i] *= dial(f"intensity_{name}")
     golgi = rng.uniform(0, 1, (n, m))
-    hand = _hands(rng, dials, m)
+    hand = _hands(rng, dials, x < FAR_PX / 2)
     return _as_float32(Cells(x, y, radius, body_radius, nucleus, body, golgi, hand, stain))
 
 
-def _hands(rng: np.random.Generator, dials: Dials, m: int) -> np.ndarray:
-    """Handedness [n, m] of every cell.
+def _hands(rng: np.random.Generator, dials: Dials, there: np.ndarray) -> np.ndarray:
+    """Handedness [n, m] of every cell; `there` says which places hold one.
 
-    That of the first one is +1 with chance (1 + handedness) / 2, and a share `agreement` of all
-    cells has it too, the others the opposite: at 1/2 just half of an even number.
+    A share |handedness| of cells, by chance, has the hand of its sign. The others go by agreement:
+    that share of an image's cells, to the nearest whole one, has the hand of its first cell, drawn
+    by a coin, and the rest have the opposite one: at 1/2 just half of an even number.
     """
-    n = len(dials["handedness"])
-    first = np.where(rng.uniform(size=n) < (1 + dials["handedness"]) / 2, 1.0, -1.0)
-    alike = np.rint(m * np.asarray(dials["agreement"], np.float64))
-    rank = rng.permuted(np.tile(np.arange(m), (n, 1)), axis=1)
-    return np.where(rank < alike[:, None], first[:, None], -first[:, None])
+    n, m = there.shape
+    first = np.where(rng.uniform(size=(n, 1)) < 0.5, 1.0, -1.0)
+    agreement = np.asarray(dials["agreement"], np.float64)
+    alike = np.floor(there.sum(axis=1) * agreement + 0.5)[:, None]
+    order = np.where(there, rng.uniform(size=(n, m)), 2.0)
+    rank = order.argsort(axis=1).argsort(axis=1)
+    by_agreement = np.where(rank < alike, first, -first)
+    handedness = np.asarray(dials["handedness"], np.float64)[:, None]
+    forced = rng.uniform(size=(n, m)) < np.abs(handedness)
+    return np.where(forced, np.sign(handedness), by_agreement)
 
 
 def _apart(
@@ -363,7 +370,8 @@ def expose(
         # Shot noise as a Gaussian of the same variance, which it is at these intensities.
         times = np.asarray(exposure, np.float32)[:, None, None, None]
         sd = np.sqrt(light * times + np.float32(READ_NOISE**2)) / times
-        counts = light + rng.standard_normal(light.shape, np.float32) * sd
+        # In double precision: the tails of single precision depend on the system's logarithm.
+        counts = light + rng.standard_normal(light.shape).astype(np.float32) * sd
     counts = np.float32(CAMERA_OFFSET) + np.float32(COUNTS_PER_PHOTON) * counts
     whole = np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
     return np.ascontiguousarray(whole.transpose(0, 2, 3, 1))

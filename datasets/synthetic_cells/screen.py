@@ -28,8 +28,8 @@ PLATES = (
     ("test", 5),
 )
 BATCHES = 5  # in those seven plates
-# What a random stream is for; the first word of its key, so that no two streams are the same.
-LAYOUT, BATCH, PLATE, WELL, COMPOUND = range(5)
+# What a random stream is for: the first word of its key, so that no two streams are the same.
+LAYOUT, BATCH, PLATE, WELL, COMPOUND, NAMES = range(6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,11 @@ class Well:
 
 
 def rng(seed: int, stream: int, *about: int) -> np.random.Generator:
-    """A generator of its own for every use: nothing depends on what was drawn before."""
-    return np.random.default_rng([stream, seed, *about])
+    """A generator of its own for every use: nothing depends on what was drawn before.
+
+    The key says its length too: NumPy takes [1, 2] and [1, 2, 0] for the same one.
+    """
+    return np.random.default_rng([stream, len(about), seed, *about])
 
 
 @functools.lru_cache(maxsize=8)
@@ -183,10 +186,11 @@ def draw_dials(
     return drawn
 
 
-def cells_of(preset: Preset, well: Well) -> int:
+def cells_of(preset: Preset, well: Well, seed: int) -> int:
     """How many images of cells a well has."""
     usual = preset.sites_per_well * preset.images_per_site
     steps = well.treatment.steps.get("cells_per_well", 0.0)
+    steps += _nuisance_steps(preset, well, seed).get("cells_per_well", 0.0)
     return max(1, round(usual * DIALS["cells_per_well"].turned(steps)))
 
 

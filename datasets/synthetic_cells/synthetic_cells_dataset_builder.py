@@ -33,6 +33,7 @@ from .rendering import (
 from .screen import (
     COLUMNS,
     CONTROL,
+    NAMES,
     WELL,
     Well,
     cells_of,
@@ -78,7 +79,7 @@ SHOWN_ON = {
 class Builder(ImageDatasetBuilder):
     """Plates of wells, each drawn on its own; a unit is a well."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "2.0.0": "Fields, dials, presets and screens; other cells than before.",
         "1.0.0": "First version.",
@@ -135,17 +136,15 @@ class Builder(ImageDatasetBuilder):
         )
 
     @classmethod
-    def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> list[Example]:
+    def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> Iterator[Example]:
         preset, seed, well = cls.well(unit, shared)
         known = _known_of_well(preset, well, seed)
-        examples = []
         for i, (own, image) in enumerate(draw_well(preset, well, seed, noise=shared["noise"])):
             # Members of a pair are of one site, or the site would tell them apart.
             place = i // 2 if preset.kind == "pairs" else i
             site = 1 + place % preset.sites_per_well
             field = {"site": site, "field": f"{known['field']}/{site}"}
-            examples.append(({**known, **field, **own}, image))
-        return examples
+            yield {**known, **field, **own}, image
 
     @classmethod
     def well(cls, unit: Unit, shared: Mapping[str, Any]) -> tuple[Preset, int, Well]:
@@ -190,8 +189,6 @@ class Builder(ImageDatasetBuilder):
         if dial in CLASSES:
             arranged = PRESETS["neighbour_agreement_only"]
             scene, held = scene_of(arranged), dict(arranged.held)
-        if dial == "handedness":
-            held["agreement"] = 1.0
         technique = Optics(np.ones(n_channels), np.ones(n_channels), np.ones(n_channels))
         images = []
         for value in values:
@@ -203,7 +200,8 @@ class Builder(ImageDatasetBuilder):
             dials[dial] = np.array([float(value)])
             cells = place(draw, dials, scene)
             light = collect(paint(draw, cells, dials, scene), dials, technique)
-            images.append(expose(draw, light, dials["exposure"], noise=noise)[0])
+            camera = rng(seed, WELL, 1)  # the same noise, whatever was drawn before
+            images.append(expose(camera, light, dials["exposure"], noise=noise)[0])
         return np.stack(images)
 
     @classmethod
@@ -249,15 +247,28 @@ def _resolve(config: str, settled: tuple[tuple[str, Any], ...]) -> Preset:
                 f"synthetic_cells option {name} must be one of {', '.join(allowed)}, not "
                 f"{checked[name]!r}"
             )
+    if pairs and preset.confound != "none":
+        raise InputError(
+            f"synthetic_cells option confound: every well of {config} holds both classes; "
+            "expected none"
+        )
+    if preset.confound == "batch" and preset.kind != "classes":
+        raise InputError(
+            f"synthetic_cells option confound: a batch of one treatment needs two treatments, and "
+            f"{config} has more; expected none or position"
+        )
     for key in TIES:
-        usable = {**BIOLOGY, **OPTICS} if key != "label" else DIALS
         absent = set(CHANNELS[preset.n_channels :])
-        names = [name for name in usable if name.removeprefix("intensity_") not in absent]
+        names = [name for name in DIALS if name.removeprefix("intensity_") not in absent]
         for name in checked[key]:
             if name not in names:
                 raise InputError(
                     f"synthetic_cells option {key}: {name!r} is no dial; they are, joined by +: "
                     f"{', '.join(names)}"
+                )
+            if pairs and key != "label" and name in (*CLASSES, "cells_per_well"):
+                raise InputError(
+                    f"synthetic_cells option {key}: {config} draws {name} itself, class by class"
                 )
             if name in CLASSES and key == "label" and not pairs:
                 raise InputError(
@@ -359,10 +370,8 @@ def declaration(preset: Preset) -> Declaration:
 
 
 def _truth(dial: str) -> str:
-    """The metadata column with what was drawn; of a density that is the cells that are there."""
-    return {"cells_per_well": "cells_per_well", "cell_density": "n_cells"}.get(
-        dial, f"factor_{dial}"
-    )
+    """The metadata column with what the label was drawn from."""
+    return dial if dial == "cells_per_well" else f"factor_{dial}"
 
 
 def draw_well(
@@ -370,7 +379,7 @@ def draw_well(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """The images of a well in their order, each [h, w, c] with what the metadata say of it."""
     draw = rng(seed, WELL, well.plate, well.number)
-    n, scene = cells_of(preset, well), scene_of(preset)
+    n, scene = cells_of(preset, well, seed), scene_of(preset)
     dials = draw_dials(draw, preset, well, seed, n)
     at_once = max(2, BATCH_PX // scene.canvas_px**2)
     technique = optics(preset, well, seed)
@@ -418,7 +427,6 @@ def _draw_pairs(
     members = []
     if label == "handedness":
         right = {**dials, "handedness": np.ones_like(dials["handedness"])}
-        right["agreement"] = np.ones_like(dials["agreement"])
         left = {**right, "handedness": -right["handedness"]}
         cells = place(draw, right, scene)
         light = collect(paint(draw, cells, right, scene), right, technique)
@@ -451,14 +459,15 @@ def _draw_pairs(
 
 def _known(preset: Preset, dials: Dials, cells: Cells, scene: Scene) -> list[dict[str, Any]]:
     """What the metadata say of each image."""
-    edge = scene.canvas_px
-    margin = (edge - scene.image_px) / 2
-    inside = cells.there & (cells.x > margin) & (cells.x < edge - margin)
-    inside &= (cells.y > margin) & (cells.y < edge - margin)
+    first = (scene.canvas_px - scene.image_px) / 2 - 0.5  # the outer edge of the first pixel
+    inside = cells.there.copy()
+    for where in (cells.x, cells.y):
+        inside &= (where > first) & (where < first + scene.image_px)
     count = inside.sum(axis=1)
     return [
         {
-            **{f"factor_{name}": float(dials[name][i]) for name in known_dials(preset)},
+            # Six digits: the last ones depend on the system's exponential.
+            **{f"factor_{k}": float(f"{dials[k][i]:.6g}") for k in known_dials(preset)},
             "n_cells": int(count[i]),
         }
         for i in range(len(count))
@@ -470,7 +479,7 @@ def _known_of_well(preset: Preset, well: Well, seed: int) -> dict[str, Any]:
     name = well.name
     known: dict[str, Any] = {"plate": plate, "batch": f"B{well.batch:02d}"}
     if preset.withhold:  # a number that does not tell where it is
-        order = rng(seed, WELL, well.plate).permutation(n_wells(preset))
+        order = rng(seed, NAMES, well.plate).permutation(n_wells(preset))
         name = f"{order[well.number]:03d}"
     else:
         known |= {"well": well.name, "row": well.letter, "column": well.column + 1}
@@ -486,7 +495,7 @@ def _known_of_well(preset: Preset, well: Well, seed: int) -> dict[str, Any]:
             "dose_um": treatment.dose_um,
         }
     if "cells_per_well" in preset.label:
-        known["cells_per_well"] = cells_of(preset, well)
+        known["cells_per_well"] = cells_of(preset, well, seed)
     return known
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import tensorflow_datasets as tfds
 
 from bioimg_jax.data.builders import Dial, Example, ImageDatasetBuilder, Plan, Unit
@@ -136,7 +137,7 @@ class Builder(ImageDatasetBuilder):
     def examples(cls, unit: Unit, shared: Mapping[str, Any]) -> list[Example]:
         seed, preset = shared["seed"], PRESETS[shared["config"]]
         patient, section, first = (unit.data[name] for name in ("patient", "section", "first"))
-        split, centre = _place(patient, shared["n_centres"])
+        _, centre = _place(patient, shared["n_centres"])
         scanner = draw_scanner(_rng(seed, CENTRE, centre))
         patient_draws = _rng(seed, PATIENT, patient).uniform(-1, 1, len(DIALS))
         labels, thickness = _section(seed, preset, patient, section, shared["spots_per_section"])
@@ -155,20 +156,39 @@ class Builder(ImageDatasetBuilder):
 
         shares, counts = nuclei.shares(), nuclei.count()
         examples = []
-        for i, spot in enumerate(spots):
+        for i, known in enumerate(cls._known(unit, shared)):
             metadata = {
+                **known,
+                **{f"truth_{name}": value for name, value in dials[i].items()},
+                "truth_nuclei": int(counts[i]),
+                **{f"truth_share_{name}": float(shares[i, k]) for k, name in enumerate(NAMES)},
+            }
+            examples.append((metadata, images[i]))
+        return examples
+
+    @classmethod
+    def layout(cls, plan: Plan) -> pd.DataFrame:
+        """The metadata that an experiment has before an image is drawn: a row a spot."""
+        return pd.DataFrame([row for unit in plan.units for row in cls._known(unit, plan.shared)])
+
+    @classmethod
+    def _known(cls, unit: Unit, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is known of the spots of a unit without drawing them."""
+        preset = PRESETS[shared["config"]]
+        patient, section, first = (unit.data[name] for name in ("patient", "section", "first"))
+        split, centre = _place(patient, shared["n_centres"])
+        labels, _ = _section(shared["seed"], preset, patient, section, shared["spots_per_section"])
+        return [
+            {
                 "centre": f"C{centre + 1}",
                 "patient": f"P{patient:03d}",
                 "section": _section_name(patient, section),
                 "spot": spot + 1,
                 "split": split,
-                **{f"truth_{name}": value for name, value in dials[i].items()},
-                "truth_nuclei": int(counts[i]),
-                **{f"truth_share_{name}": float(shares[i, k]) for k, name in enumerate(NAMES)},
                 preset.target: labels[spot],
             }
-            examples.append((metadata, images[i]))
-        return examples
+            for spot in range(first, min(first + unit.data["n"], shared["spots_per_section"]))
+        ]
 
     @classmethod
     def dials(cls) -> list[Dial]:

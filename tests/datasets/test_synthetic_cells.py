@@ -25,6 +25,7 @@ from bioimg_jax.statistics.audit import audit
 
 BUILDER = find_builder("synthetic_cells")
 HOME: Any = sys.modules[BUILDER.__module__]
+RENDERING: Any = sys.modules[f"{BUILDER.__module__}.rendering"]
 CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito")
 PRESETS = [config.name for config in BUILDER.BUILDER_CONFIGS]
 # Of `digest` of the images that the test below draws. Another value means another data set: raise
@@ -83,10 +84,10 @@ def test_bytes_are_the_same_on_another_processor() -> None:
 def test_a_well_does_not_depend_on_what_else_is_drawn() -> None:
     plan = planned()
     unit = plan.units[40]
-    alone = BUILDER.examples(unit, plan.shared)
+    alone = list(BUILDER.examples(unit, plan.shared))
     for other in plan.units[:2]:
-        BUILDER.examples(other, plan.shared)
-    np.testing.assert_array_equal(alone[3][1], BUILDER.examples(unit, plan.shared)[3][1])
+        list(BUILDER.examples(other, plan.shared))
+    np.testing.assert_array_equal(alone[3][1], list(BUILDER.examples(unit, plan.shared))[3][1])
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -255,6 +256,45 @@ def test_the_other_stains_have_a_dial_too(stain: str) -> None:
     changed = means[1] / means[0] - 1
     assert changed[channel] > 0.5
     assert np.abs(np.delete(changed, [channel, (channel + 1) % 8])).max() < 0.02
+
+
+def hands(n: int, n_there: int, **dials: float) -> np.ndarray:
+    """[n, n_there + 2]: of cells that are there, then of two places that hold none."""
+    there = np.arange(n_there + 2)[None, :] < np.full((n, 1), n_there)
+    values = {"handedness": 0.0, "agreement": 0.5, **dials}
+    columns = {name: np.full(n, value) for name, value in values.items()}
+    return RENDERING._hands(np.random.default_rng(0), columns, there)[:, :n_there]
+
+
+@pytest.mark.parametrize("n_there", [1, 2, 5])
+def test_handedness_is_of_all_cells_and_agreement_of_the_rest(n_there: int) -> None:
+    n = 4000
+    for sign in (-1.0, 1.0):
+        assert (hands(n, n_there, handedness=sign) == sign).all()
+    error = 4 / np.sqrt(n)  # of a mean of one number an image
+    half = hands(n, n_there, handedness=0.5)
+    assert abs(half.mean() - 0.5) < error
+    free, agreeing = hands(n, n_there), hands(n, n_there, agreement=1.0)
+    assert abs(free.mean()) < error and abs(agreeing.mean()) < error
+    assert (np.abs(agreeing.sum(axis=1)) == n_there).all()
+    assert (np.abs(free.sum(axis=1)) == n_there % 2).all()  # just half of an even number
+
+
+def test_cells_of_a_well_can_be_tied_to_a_nuisance() -> None:
+    plan = planned("custom", label="intensity", batch="cells_per_well", n_plates=14)
+    wells = [well_of(plan, unit) for unit in plan.units]
+    sizes = {w.batch: set() for w in wells}
+    for unit, well in zip(plan.units, wells, strict=True):
+        sizes[well.batch].add(len(list(BUILDER.examples(unit, plan.shared))))
+    assert all(len(of_batch) == 1 for of_batch in sizes.values())
+    assert len(set.union(*sizes.values())) > len(sizes) // 2
+
+
+def test_no_two_random_streams_are_the_same() -> None:
+    """NumPy pads a key with zeros: [3, 0, 1] and [3, 0, 1, 0] are one generator to it."""
+    keys = [(1,), (1, 0), (1, 0, 0), (0, 1)]
+    drawn_first = {HOME.rng(0, stream, *key).random() for stream in range(6) for key in keys}
+    assert len(drawn_first) == 6 * len(keys)
 
 
 def test_more_photons_are_less_noise() -> None:
@@ -465,6 +505,9 @@ def test_fields_have_three_to_eight_channels(n_channels: int) -> None:
         ("custom", {"label": "handedness"}, "handedness is drawn in pairs"),
         ("custom", {"label": "intensity_Mito", "n_channels": 4}, "'intensity_Mito' is no dial"),
         ("handedness_only", {"label": "gain"}, "label: handedness_only has its own"),
+        ("handedness_only", {"batch": "handedness"}, "batch: handedness_only draws handedness it"),
+        ("handedness_only", {"confound": "batch"}, "confound: every well of handedness_only hold"),
+        ("default", {"confound": "batch"}, "needs two treatments, and default has more"),
         ("mixed_screen", {"wells_per_treatment": 9}, "492 wells a plate, expected at most 312"),
         ("cells_per_well_only", {"withhold": True}, "a label of wells needs to know the wells"),
         ("nucleus_only", {}, "has no config 'nucleus_only'"),

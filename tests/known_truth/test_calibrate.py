@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bioimg_jax import command_line
 from bioimg_jax.errors import InputError
 from bioimg_jax.known_truth.calibrate import calibrate, main
 from bioimg_jax.report import write_calibration
@@ -36,26 +37,26 @@ def config(out: Path) -> dict[str, Any]:
         evaluation["encoder"] |= VIT
         evaluation["evaluate"] |= {
             "floors": "chance,pixels", "untrained_seeds": 0, "resnet18": False, "blocks": 1,
-            "strengths": "1e-1", "poolings": "mean",
+            "strengths": "1e-1", "poolings": "mean", "benchmarks": "ridge",
         }  # fmt: skip
     found["presets"]["position_only"] |= {"encoders": "second"}
-    found["presets"]["position_only"]["evaluation"]["evaluate"]["benchmarks"] = "linear,knn"
+    found["presets"]["position_only"]["evaluation"]["evaluate"]["benchmarks"] = "ridge,knn"
     audits = found["audits"]
     found["audits"] = {name: audits[name] | {"seeds": 2} for name in ("position_only", "default")}
     return found
 
 
-def test_a_calibration_says_what_holds(tmp_path: Path) -> None:
+def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, workdir = config(tmp_path / "prepared"), tmp_path / "run"
     found = calibrate(settings, workdir, command="python -m a_command")
     about = {(o["preset"], o["benchmark"]): o for o in found["outcomes"]}
     assert list(about) == [
-        ("handedness_only", "linear"),
-        ("handedness_only, flipped", "linear"),
-        ("position_only", "linear"),
+        ("handedness_only", "ridge"),
+        ("handedness_only, flipped", "ridge"),
+        ("position_only", "ridge"),
         ("position_only", "knn"),
     ]
-    handed = about["handedness_only", "linear"]
+    handed = about["handedness_only", "ridge"]
     assert handed["ceiling"] == 1.0 and handed["chance"] == 0.5  # the truth is the label
     assert handed["n_test"] == 6 * 6
     kinds = {one["kind"] for one in handed["shown"]}
@@ -73,8 +74,9 @@ def test_a_calibration_says_what_holds(tmp_path: Path) -> None:
     page = (workdir / "calibration.html").read_text()
     text = (workdir / "calibration.md").read_text()
     for shown in (page, text):
-        assert "python -m a_command" in page
-        assert "every encoder&#39;s verdict is confounded" in page
+        assert "python -m a_command" in shown
+        assert "verdict is confounded" in shown
+        assert found["data"][0]["content_hash"][:16] in shown
         assert all(name in shown for name in ("handedness_only, flipped", "pixels", "knn"))
     assert (workdir / "presets" / "position_only" / "report.html").is_file()
 
@@ -83,6 +85,9 @@ def test_a_calibration_says_what_holds(tmp_path: Path) -> None:
     again = calibrate(settings, workdir, command="python -m a_command")
     assert again["checks"] == found["checks"]
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")} == before
+    # A command line whose statements do not all hold ends with 1.
+    monkeypatch.setattr(command_line, "parse", lambda *_: (settings, {"workdir": str(workdir)}))
+    assert main(["calibrate"]) == 1
 
 
 def test_what_it_cannot_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

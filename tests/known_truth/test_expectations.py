@@ -49,27 +49,32 @@ def test_the_best_of_several_floors_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "above", "confounded"),
+    ("verdicts", "nobody", "everybody", "confounded"),
     [
-        ({"mae": "same", "dino": "saturated"}, True, False),
-        ({"mae": "above"}, False, False),
-        ({"mae": "confounded"}, True, True),
-        ({"mae": "confounded", "dino": "same"}, True, False),
-        ({}, False, False),
+        ({"mae": "same", "dino": "saturated"}, True, False, False),
+        ({"mae": "above"}, False, True, False),
+        ({"mae": "above", "dino": "same"}, False, False, False),
+        ({"mae": "confounded"}, True, False, True),
+        ({"mae": "confounded", "dino": "same"}, True, False, False),
+        ({"mae": ""}, False, False, False),  # a floor is missing: nothing was said
+        ({}, False, False, False),
     ],
 )
-def test_verdicts_are_read(verdicts: Mapping[str, str], above: bool, confounded: bool) -> None:
+def test_verdicts_are_read(
+    verdicts: Mapping[str, str], nobody: bool, everybody: bool, confounded: bool
+) -> None:
     found = outcome(shown("pixels", 0.9), verdicts=verdicts)
-    assert ex.nobody_above(found).holds is above
+    assert ex.nobody_above(found).holds is nobody
+    assert ex.all_above(found).holds is everybody
     assert ex.all_confounded(found).holds is confounded
 
 
 def test_encoders_must_score_high_and_nothing_be_called_confounded() -> None:
     high = outcome(shown("mae", 0.95, "trained"), shown("pixels", 0.6))
-    assert ex.encoders_high(0.9)(high).holds
-    assert not ex.encoders_high(0.96)(high).holds
-    assert not ex.encoders_high(0.9)(dataclasses.replace(high, confounded="confounded")).holds
-    assert not ex.encoders_high(0.9)(outcome(shown("pixels", 0.99))).holds
+    assert ex.high_and_not_confounded("mae", 0.9)(high).holds
+    assert not ex.high_and_not_confounded("mae", 0.96)(high).holds
+    audited = dataclasses.replace(high, confounded="confounded")
+    assert not ex.high_and_not_confounded("mae", 0.9)(audited).holds
 
 
 def test_one_floor_beats_another_by_a_paired_test() -> None:
@@ -97,6 +102,13 @@ def test_equivalence_to_chance_needs_both_limits_inside(
 ) -> None:
     found = outcome(shown("pixels", value, spread=spread), n_test=n_test)
     assert ex.equivalent_to_chance("pixels")(found).holds is holds
+
+
+def test_a_layer_that_sees_it_is_no_chance_although_validation_chose_another() -> None:
+    layers = {"pixels": [shown("pixels", 0.5), shown("pixels", 0.54)]}
+    found = outcome(shown("pixels", 0.5), layers=layers)
+    assert not ex.equivalent_to_chance("pixels")(found).holds
+    assert ex.equivalent_to_chance("pixels")(outcome(shown("pixels", 0.5))).holds
 
 
 def test_equivalence_is_claimed_falsely_one_time_in_twenty() -> None:
@@ -144,5 +156,5 @@ def test_every_preset_of_the_config_has_checks_of_its_own() -> None:
     import runpy
 
     config = runpy.run_path("configs/calibrate.py")["get_config"]()
-    shown_only = {"mixed_screen", "tissue_composition"}
+    shown_only = {"default", "mixed_screen", "tissue_composition"}
     assert set(config.presets) - shown_only <= set(ex.CHECKS)
