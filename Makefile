@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/mae_cells.py
 ARGS ?=
+# Processes that tests run in; each takes a core and up to 5 GB.
+WORKERS ?= 2
 bin := $(VENV)/bin
 
 .PHONY: run test test-peers lint
@@ -11,7 +13,7 @@ run: $(VENV)/.runtime
 	$(bin)/python -m bioimg_jax.main --config=$(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev
-	$(bin)/python -m pytest -m "not peers and not gpu"
+	$(bin)/python -m pytest -n $(WORKERS) --dist loadfile -m "not peers and not gpu"
 
 # Parity with PyTorch, transformers and scib-metrics.
 test-peers: $(VENV)/.peers

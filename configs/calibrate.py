@@ -153,8 +153,11 @@ def _preset(
     # Few random networks: the run is about floors that are known.
     about["evaluate"] |= {"untrained_seeds": 1, "illustrate": False, "benchmarks": BENCHMARKS}
     about["evaluate"] |= evaluate or {}
-    if (preset or name) in known_truth.RELATIONAL:
+    if name in known_truth.TISSUE:
+        about["evaluate"] |= {"resnet18": False}
+    if name in known_truth.RELATIONAL:
         about["evaluate"] |= {
+            "resnet18": name == "handedness_only",
             "benchmarks": "linear,ridge",
             "poolings": "mean",
             "representations": "metadata",

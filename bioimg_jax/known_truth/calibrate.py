@@ -7,8 +7,10 @@ on many seeds, and holds the outcomes against what must be so (`expectations.py`
 is used again. Leaves calibration.json, calibration.html and calibration.md, and a report a preset.
 """
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import shlex
 import sys
 import time
@@ -77,22 +79,28 @@ def calibrate(config: Config, workdir: Path, *, command: str) -> dict[str, Any]:
     outcomes: list[Outcome] = []
     checks: list[Check] = []
     took: dict[str, float] = {}
-    for name, experiment in config["presets"].items():
-        begun = time.time()
-        for encoder in _names(experiment["encoders"]):
-            _train(encoder, config, workdir, trained)
-        _say(f"preset {name}")
-        checkpoints = [trained[encoder] for encoder in _names(experiment["encoders"])]
-        folder = workdir / "presets" / name
-        found, flipped = _evaluated(name, config, checkpoints, folder, command)
-        outcomes += found
-        checks += flipped
-        data.append(_about_data(name, experiment, folder))
-        took[name] = round(time.time() - begun, 1)
-    audits = []
-    for name, about in config["audits"].items():
-        _say(f"audit of {name}")
-        audits.append(_audited(name, about))
+    # The audits need no accelerator and no second core: they run beside the rest.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as beside:
+        try:
+            waiting = [beside.submit(_audited, *audit) for audit in config["audits"].items()]
+            for name, experiment in config["presets"].items():
+                begun = time.time()
+                for encoder in _names(experiment["encoders"]):
+                    _train(encoder, config, workdir, trained)
+                _say(f"preset {name}")
+                checkpoints = [trained[encoder] for encoder in _names(experiment["encoders"])]
+                folder = workdir / "presets" / name
+                found, flipped = _evaluated(name, config, checkpoints, folder, command)
+                outcomes += found
+                checks += flipped
+                data.append(_about_data(name, experiment, folder))
+                took[name] = round(time.time() - begun, 1)
+            _say("audits")
+            audits = [audit.result() for audit in waiting]
+        except BaseException:
+            beside.shutdown(wait=False, cancel_futures=True)
+            raise
     checks += expectations(outcomes, audits)
     about = {
         "command": command,

@@ -6,6 +6,7 @@ What an experiment holds is in `presets.py`, its layout in `screen.py`, the dial
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from bioimg_jax.data.declaration import Declaration, Target
 from bioimg_jax.errors import InputError
 
 from .dials import BIOLOGY, DIALS, OPTICS
+from .dials import WELL as OF_WELLS
 from .presets import CONFOUNDS, PRESETS, Preset
 from .rendering import (
     CHANNELS,
@@ -155,9 +157,9 @@ class Builder(ImageDatasetBuilder):
 
     @classmethod
     def dials(cls) -> list[Dial]:
-        """What can be turned image by image, over two steps on either side of the usual value."""
+        """What can be turned, over two steps on either side of the usual value."""
         found = []
-        for name, dial in (BIOLOGY | OPTICS).items():
+        for name, dial in DIALS.items():
             ends = (np.clip(dial.turned(steps), dial.low, dial.high) for steps in (-2, 2))
             stain = name.removeprefix("intensity_")
             channels = (CHANNELS.index(stain),) if stain in CHANNELS else SHOWN.get(name, COMPOSITE)
@@ -176,13 +178,14 @@ class Builder(ImageDatasetBuilder):
     ) -> np.ndarray:
         """The same field at each value of a dial, everything else held: uint16 [n, h, w, c].
 
-        Handedness and agreement are shown on cells that are drawn apart. `InputError` for a dial
-        that there is not.
+        Handedness and agreement are shown on cells that are drawn apart, cells per well as the
+        crops of a well beside each other (`_well_sweep`). `InputError` for a dial that there is
+        not.
         """
-        if dial not in (BIOLOGY | OPTICS):
-            raise InputError(
-                f"synthetic_cells has no dial {dial!r}; there are: {', '.join(BIOLOGY | OPTICS)}"
-            )
+        if dial not in DIALS:
+            raise InputError(f"synthetic_cells has no dial {dial!r}; there are: {', '.join(DIALS)}")
+        if dial in OF_WELLS:
+            return cls._well_sweep(values, seed=seed, noise=noise)
         n_channels = len(CHANNELS) if dial.removeprefix("intensity_") in CHANNELS[5:] else 5
         scene = Scene(image_px, n_channels, "field")
         held = dict(SHOWN_ON.get(dial, {}))
@@ -203,6 +206,25 @@ class Builder(ImageDatasetBuilder):
             camera = rng(seed, WELL, 1)  # the same noise, whatever was drawn before
             images.append(expose(camera, light, dials["exposure"], noise=noise)[0])
         return np.stack(images)
+
+    @classmethod
+    def _well_sweep(cls, values: Sequence[float], *, seed: int, noise: bool) -> np.ndarray:
+        """The cells of one well as tiles of a square, four of them at 1: uint16 [n, h, w, c]."""
+        counts = [max(1, round(4 * value)) for value in values]
+        side = math.isqrt(max(counts) - 1) + 1
+        scene, names = Scene(), BIOLOGY | OPTICS
+        dials = {name: np.full(max(counts), dial.control) for name, dial in names.items()}
+        technique = Optics(*np.ones((3, scene.n_channels)))
+        draw = rng(seed, WELL, 0)
+        light = collect(paint(draw, place(draw, dials, scene), dials, scene), dials, technique)
+        crops = expose(draw, light, dials["exposure"], noise=noise)
+        empty = np.full_like(crops[0], crops.min())
+        wells = []
+        for count in counts:
+            tiles = [*crops[:count], *[empty] * (side**2 - count)]
+            rows = [np.concatenate(tiles[i : i + side], 1) for i in range(0, side**2, side)]
+            wells.append(np.concatenate(rows))
+        return np.stack(wells)
 
     @classmethod
     def layout(cls, plan: Plan) -> pd.DataFrame:

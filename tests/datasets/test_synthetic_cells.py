@@ -223,7 +223,7 @@ MEASURED: dict[str, Any] = {
     "bleed_through": _bleeding,
 }
 # What has no statistic in a single image that is blind to mirroring, and what noise is needed for.
-ELSEWHERE = {"handedness", "agreement", "exposure"}
+ELSEWHERE = {"handedness", "agreement", "exposure", "cells_per_well"}
 
 
 def swept(dial: str, n_values: int, n_images: int, *, noise: bool = False) -> np.ndarray:
@@ -288,6 +288,14 @@ def test_cells_of_a_well_can_be_tied_to_a_nuisance() -> None:
         sizes[well.batch].add(len(list(BUILDER.examples(unit, plan.shared))))
     assert all(len(of_batch) == 1 for of_batch in sizes.values())
     assert len(set.union(*sizes.values())) > len(sizes) // 2
+
+
+def test_a_well_of_more_cells_is_shown_as_more_crops() -> None:
+    values = next(one for one in BUILDER.dials() if one.name == "cells_per_well").values(3)
+    wells = BUILDER.sweep("cells_per_well", values, noise=False)
+    assert wells.shape == (3, 256, 256, 5)  # 1, 4 and 16 crops of 64 px
+    tiles = wells[..., 0].reshape(3, 4, 64, 4, 64).std(axis=(2, 4)) > 0
+    assert tiles.sum(axis=(1, 2)).tolist() == [1, 4, 16]
 
 
 def test_no_two_random_streams_are_the_same() -> None:
