@@ -83,7 +83,8 @@ class StateFactory:
             params={**state.params, "encoder": given["params"]},
             objective={**state.objective, "stats": given["stats"]},
         )
-        return jax.device_put(state, self.shardings)
+        # A copy: a step gives its state away, and what was given belongs to the caller.
+        return jax.device_put(state, self.shardings, may_alias=False)
 
 
 def count_parameters(params: Any) -> int:

@@ -258,11 +258,10 @@ def test_what_an_encoder_started_from_is_remembered(dataset: Dataset, tmp_path: 
     (origin,) = open_trained([open_checkpoint(tmp_path / "first")])
     given = origin.start(first.mesh)
 
-    plates = dataset.metadata["plate"].nunique()
-    second = build_run(
-        {**config(VIT, train__steps=2, objective__target="plate", objective__n_classes=plates),
-         "seed": 7}, CHANNELS
-    )  # fmt: skip
+    other = {"target": "nucleus_size", "n_classes": 3}
+    settings = config(VIT, train__steps=2)
+    settings |= {"objective": settings["objective"] | other, "seed": 7}
+    second = build_run(settings, CHANNELS)
     train(second, dataset, tmp_path / "second", start_from=given)
     saved = open_checkpoint(tmp_path / "second")
     before = saved.meta["starts_from"]
@@ -281,7 +280,7 @@ def test_what_an_encoder_started_from_is_remembered(dataset: Dataset, tmp_path: 
     saw = trained.saw(dataset)
     first_saw = origin.saw(dataset)
     assert saw is not None and first_saw is not None
-    own = dataset.pretraining_indices(None, "plate")
+    own = dataset.pretraining_indices(None, "nucleus_size")
     same(saw, np.union1d(own, first_saw))
     row = encoder_row(trained)
     assert row["starts_from"]["trained_on"]["labels"]["target"] == "treatment"
