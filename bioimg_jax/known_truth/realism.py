@@ -91,6 +91,20 @@ def compare(real: Mapping[str, Measures], generated: Measures) -> list[dict[str,
     return rows
 
 
+def inside_of_others(real: Mapping[str, Measures]) -> dict[str, int]:
+    """Of each real plate, how many of its values lie within the range of the other real plates.
+
+    What can be asked of a generated one: of k plates alike, one lies outside the others' range at
+    either end in 2 / k of values.
+    """
+    found = {}
+    for plate, values in real.items():
+        others = {other: of for other, of in real.items() if other != plate}
+        rows = compare(others, values)
+        found[plate] = sum(len(row["generated"]) - len(row["outside"]) for row in rows)
+    return found
+
+
 def plates_of(name: str, source: str, n: int) -> tuple[dict[str, np.ndarray], Sequence[str]]:
     """About n crops of each plate of a data set, [n, CROP_PX, CROP_PX, c], and its channels.
 
@@ -166,6 +180,7 @@ def _run(given: argparse.Namespace) -> None:
         "quantiles": list(QUANTILES),
         "area_quantiles": list(AREA_QUANTILES),
         "curves": rows,
+        "inside_of_others": inside_of_others(plates),
     }
     command_line.write_json(workdir / "realism.json", found)
     page = write_realism(workdir, found, pictures)
@@ -175,6 +190,8 @@ def _run(given: argparse.Namespace) -> None:
         if row["outside"]:
             print(f"outside the real plates: {row['curve']}, points {row['outside']}")
     print(f"{total - outside} of {total} values lie within the range of {len(plates)} real plates")
+    each = ", ".join(str(count) for count in found["inside_of_others"].values())
+    print(f"of each real plate within the range of the others: {each}")
     print(f"page: {page}")
 
 

@@ -41,6 +41,16 @@ def test_a_value_outside_every_plate_is_named() -> None:
     assert area["outside"] == list(range(len(realism.AREA_QUANTILES)))
 
 
+def test_a_real_plate_lies_outside_the_others_at_either_end_of_their_order() -> None:
+    """Of five plates alike, the lowest and the highest of each value are outside the others."""
+    n = 1000
+    values = np.random.default_rng(0).normal(size=(5, n))
+    real = {str(i): {"curve": values[i]} for i in range(5)}
+    found = realism.inside_of_others(real)
+    assert sum(found.values()) == 3 * n
+    assert all(abs(count - 0.6 * n) < 5 * np.sqrt(0.24 * n) for count in found.values())
+
+
 def test_the_default_preset_is_like_real_plates(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
