@@ -27,20 +27,20 @@ class Dial:
 
 
 BIOLOGY = {
-    "cell_density": Dial(3.97, 1.8, 0.10, 0.2, 14, "cells wanted per 64 x 64 px"),
-    "clustering": Dial(0.04, 0.45, 0.0, 0, 1, "share of cells that lie beside another", log=False),
+    "cell_density": Dial(4.24, 1.8, 0.10, 0.2, 14, "cells wanted per 64 x 64 px"),
+    "clustering": Dial(0.022, 0.45, 0.0, 0, 1, "share of cells that lie beside another", log=False),
     "nucleus_size": Dial(6.25, 1.25, 0.12, 3, 14, "mean radius of a nucleus, px"),
-    "nucleus_eccentricity": Dial(0.47, 0.25, 0.05, 0, 0.95, "eccentricity of nuclei", log=False),
+    "nucleus_eccentricity": Dial(0.539, 0.25, 0.05, 0, 0.95, "eccentricity of nuclei", log=False),
     "dna_content": Dial(1.0, 1.4, 0.08, 0.1, 8, "DNA stain in a nucleus, 1 = usual"),
     "chromatin_texture": Dial(0.013, 4.0, 0.10, 0.001, 0.6, "relative contrast of the chromatin"),
-    "cytoplasm_area": Dial(19.4, 1.4, 0.06, 2.5, 36, "area of a cell over that of its nucleus"),
+    "cytoplasm_area": Dial(19.6, 1.4, 0.06, 2.5, 36, "area of a cell over that of its nucleus"),
     "intensity": Dial(1.0, 1.5, 0.10, 0.1, 10, "all stains but DNA, 1 = usual"),
     **{
         f"intensity_{name}": Dial(1.0, 1.5, 0.05, 0.1, 10, f"{name} stain, 1 = usual")
         for name in CHANNELS
     },
     "texture_frequency": Dial(0.145, 1.3, 0.05, 0.04, 0.24, "organelles, cycles per px"),
-    "granularity": Dial(0.14, 2.0, 0.08, 0.02, 1.2, "relative contrast of the organelles"),
+    "granularity": Dial(0.15, 2.0, 0.08, 0.02, 1.2, "relative contrast of the organelles"),
     "colocalisation": Dial(
         0.0, 0.9, 0.0, -1, 1, "correlation of ER and mitochondria: coarse, less that of fine",
         log=False,

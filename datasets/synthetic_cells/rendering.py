@@ -32,10 +32,10 @@ MARGIN_PX = 4
 FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
-BRIGHTNESS = np.array([580, 470, 445, 470, 510, 420, 400, 420], np.float32)
-BACKGROUND = np.array([8.84, 11.9, 14.9, 19.6, 11.1, 19, 19, 13], np.float32)
+BRIGHTNESS = np.array([688, 558, 528, 558, 605, 498, 475, 498], np.float32)
+BACKGROUND = np.array([11.1, 14, 17.5, 23.4, 11.7, 22.5, 22.5, 15.4], np.float32)
 READ_NOISE = 1.5  # photons, standard deviation
-COUNTS_PER_PHOTON = 18.0
+COUNTS_PER_PHOTON = 15.2
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
 
 # Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
@@ -220,37 +220,37 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
         return np.asarray(dials[name], np.float32)[:, None, None]
 
     smooth = np.full(n, 0.035)
-    bend_x, bend_y = _textures(rng, smooth, s)  # smooth: bends the outlines
-    cloud, nucleoli = _textures(rng, 2 * smooth, s)
-    chromatin, fibres = _textures(rng, 4 * smooth, s)
+    bend_x, bend_y = _textures(rng, 1.1 * smooth, s)  # smooth: bends the outlines
+    cloud, nucleoli = _textures(rng, 1.15 * smooth, s)
+    chromatin, fibres = _textures(rng, 5.25 * smooth, s)
     er, mito = _organelles(rng, dials, s)
 
     grid = np.arange(s, dtype=np.float32)
     plain_x, plain_y = grid[None, None, :], grid[None, :, None]
-    owner, u, gap = _territories(cells, plain_x + 2.34 * bend_x, plain_y + 2.34 * bend_y)
+    owner, u, gap = _territories(cells, plain_x + 2.49 * bend_x, plain_y + 2.49 * bend_y)
 
     def of_owner(values: np.ndarray) -> np.ndarray:  # [n, m] -> [n, s, s]
         return np.take(values.ravel(), owner)
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(1.07 * edge_px + 0.0761, 0, 1)
+    inside = np.clip(0.942 * edge_px + 0.0693, 0, 1)
     uu = u * u
-    glow = _decay(1.79 * uu)  # light of the whole height of a cell, in focus or not
+    glow = _decay(1.88 * uu)  # light of the whole height of a cell, in focus or not
     polarity = dial("polarity")
     # Organelles lie around the nucleus or, the more polarity there is, in the lobes beside it.
     around, aside = 1.13 - 0.9 * np.minimum(polarity, 1), polarity * (0.8 + 1.4 * polarity)
-    thickness = inside * (0.363 + 1.19 * around * _decay(10.3 * uu)) + 0.218 * glow
+    thickness = inside * (0.371 + 1.15 * around * _decay(8.3 * uu)) + 0.204 * glow
 
     dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
     dy = plain_y + 0.8 * bend_y - of_owner(cells.y)
     xx, xy, yy = (of_owner(values) for values in cells.nucleus)
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
-    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.682), 0, 1)
-    halo = _decay(0.383 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
+    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.745), 0, 1)
+    halo = _decay(0.423 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
     outside_nucleus = 1 - nucleus
-    cloud = 1 + 0.2 * cloud
+    cloud = 1 + 0.0963 * cloud
 
     # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
     relative_x, relative_y = dx / radius, dy / radius
@@ -269,33 +269,33 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
     photons[:, 0] = (
-        nucleus * (0.837 + chromatin_contrast * chromatin - 0.391 * nucleoli)
-        + 0.236 * halo
-        + 0.0411 * glow
+        nucleus * (0.824 + chromatin_contrast * chromatin - 0.46 * nucleoli)
+        + 0.245 * halo
+        + 0.0452 * glow
     )
     photons[:, 1] = (
-        thickness * cloud * (0.618 + 0.0284 * outside_nucleus) + 1.89 * nucleoli + 2.95 * cap
+        thickness * cloud * (0.522 + 0.0286 * outside_nucleus) + 1.86 * nucleoli + 2.52 * cap
     )
-    reticulum = 1 + 0.442 * granularity * er
-    photons[:, 2] = thickness * cloud * (0.407 + 0.145 * outside_nucleus) * reticulum + (
-        2.14 * cap + 2.17 * aside * er_lobe
-    ) * (0.811 + 0.347 * reticulum)
+    reticulum = 1 + 0.607 * granularity * er
+    photons[:, 2] = thickness * cloud * (0.459 + 0.125 * outside_nucleus) * reticulum + (
+        2.16 * cap + 2.89 * aside * er_lobe
+    ) * (0.93 + 0.403 * reticulum)
     if c > 3:
-        rim = inside * _decay(0.36 * (edge_px - 1) ** 2)
-        golgi = golgi_lobe * (0.5 + 0.476 * golgi_lobe) * (1 + 0.159 * chromatin)
+        rim = inside * _decay(0.359 * (edge_px - 1) ** 2)
+        golgi = golgi_lobe * (0.603 + 0.477 * golgi_lobe) * (1 + 0.174 * chromatin)
         photons[:, 3] = (
-            inside * (0.291 + 0.056 * fibres)
-            + 0.688 * thickness
-            + 0.0534 * rim
-            + 1.03 * nucleus
-            + (2.03 + 0.894 * aside) * golgi
+            inside * (0.357 + 0.056 * fibres)
+            + 0.713 * thickness
+            + 0.0546 * rim
+            + 0.98 * nucleus
+            + (2.26 + 0.919 * aside) * golgi
         )
     if c > 4:
-        network = np.maximum(1 + 1.85 * granularity * mito, 0) * cloud
+        network = np.maximum(1 + 1.88 * granularity * mito, 0) * cloud
         photons[:, 4] = (
-            0.0161 * glow
-            + inside * around * _decay(212.0 * uu) * (1.17 + 1.93 * outside_nucleus * network)
-            + (0.445 * cap + 0.633 * aside * mito_lobe) * (0.605 + 0.516 * network)
+            0.0164 * glow
+            + inside * around * _decay(251.0 * uu) * (1.22 + 1.96 * outside_nucleus * network)
+            + (0.516 * cap + 0.592 * aside * mito_lobe) * (0.61 + 0.506 * network)
         )
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim

@@ -11,7 +11,7 @@ from .rendering import Optics
 
 CONTROL = "control"
 COLUMNS = 12  # of a plate
-BLUR_PX = 0.763  # usual sigma of the point-spread function
+BLUR_PX = 0.749  # usual sigma of the point-spread function
 WELL_SPREAD = 0.02  # of the logarithm of a dial, between wells of one treatment
 CONFOUNDED_STEPS = 1.5  # that a batch of one treatment turns a dial, up or down
 POSITION_STEPS = 2.0  # that a dial is turned between the middle and the edge of a plate

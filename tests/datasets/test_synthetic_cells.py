@@ -30,7 +30,7 @@ CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito")
 PRESETS = [config.name for config in BUILDER.BUILDER_CONFIGS]
 # Of `digest` of the images that the test below draws. Another value means another data set: raise
 # the builder's version with it.
-EXPECTED = "6e94d9f203e2d394"
+EXPECTED = "6651a09b042f2ef9"
 
 
 def planned(config: str = "", **options: Any) -> Plan:
