@@ -392,7 +392,7 @@ def test_cells_that_disagree_differ_from_those_that_agree_in_the_organelles_alon
     # What a cell loses of a lobe at its border differs a little, and on the average not at all.
     light = [x.astype(float).mean(axis=(1, 2))[:, 2:5] for x in (different, same)]
     change = light[1] / light[0] - 1
-    assert np.abs(change).max() < 0.15
+    assert np.abs(change).max() < 0.25
     assert (np.abs(change.mean(0)) < 4 * change.std(0, ddof=1) / np.sqrt(len(change))).all()
 
 
