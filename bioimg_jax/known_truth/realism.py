@@ -153,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> None:
     workdir = Path(given.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    patches = read_patches(Path(given.tissue), SHOWN) if given.tissue else None
     real, channels = plates_of("deepprofiler", given.cells, PER_PLATE)
     generated, ours = plates_of("synthetic_cells", "", PER_PLATE // 4)
     if tuple(channels) != tuple(ours):
@@ -166,21 +167,22 @@ def _run(given: argparse.Namespace) -> None:
         return np.stack([list(sets.values())[i % len(sets)][3 * i] for i in range(SHOWN)])
 
     pictures = {"real cells": some(real), "generated cells": some(generated)}
-    if given.tissue:
+    if patches is not None:
         builder = find_builder("synthetic_tissue")
         plan = builder.plan_resolved("", "", {})
         units = [plan.units[i] for i in np.linspace(0, len(plan.units) - 1, SHOWN).astype(int)]
         tissue = [list(builder.examples(unit, plan.shared))[i][1] for i, unit in enumerate(units)]
         pictures |= {
-            "real tissue": read_patches(Path(given.tissue), SHOWN),
+            "real tissue": patches,
             "generated tissue": np.stack(tissue),
         }
+    inside = inside_of_others(plates)
     found = {
         "plates": list(plates),
         "quantiles": list(QUANTILES),
         "area_quantiles": list(AREA_QUANTILES),
         "curves": rows,
-        "inside_of_others": inside_of_others(plates),
+        "inside_of_others": inside,
     }
     command_line.write_json(workdir / "realism.json", found)
     page = write_realism(workdir, found, pictures)
@@ -190,7 +192,7 @@ def _run(given: argparse.Namespace) -> None:
         if row["outside"]:
             print(f"outside the real plates: {row['curve']}, points {row['outside']}")
     print(f"{total - outside} of {total} values lie within the range of {len(plates)} real plates")
-    each = ", ".join(str(count) for count in found["inside_of_others"].values())
+    each = ", ".join(map(str, inside.values()))
     print(f"of each real plate within the range of the others: {each}")
     print(f"page: {page}")
 
