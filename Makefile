@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/mae_cells.py
 ARGS ?=
-# Processes that tests run in; each takes a core and up to 5 GB.
+# Processes that tests run in; each takes a core and up to 3 GB.
 WORKERS ?= 2
 bin := $(VENV)/bin
 

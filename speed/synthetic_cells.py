@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 
+from bioimg_jax.data.builders import find_builder
+
 ROUNDS = 5
-WORK = {"crops": ("view=crop", 64, 300.0), "fields": ("view=field", 256, 10.0)}
+WORK = {"crop": (64, 600, 300.0), "field": (256, 24, 10.0)}  # view -> px, images a round, bar
 WELLS = (100, 2000)
 DRAW = """
 import resource, sys
@@ -32,30 +34,27 @@ print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 def rates() -> dict[str, list[float]]:
     """Images a second of each kind, round by round, of this process alone."""
-    from bioimg_jax.data.builders import find_builder
-
     builder = find_builder("synthetic_cells")
-    found: dict[str, list[float]] = {name: [] for name in WORK}
+    found: dict[str, list[float]] = {view: [] for view in WORK}
     for i in range(ROUNDS + 1):
-        for name, (view, px, _) in WORK.items():
-            options = {"view": view.partition("=")[2], "image_px": px, "sites_per_well": 1,
-                       "images_per_site": 600 if px == 64 else 24}  # fmt: skip
+        for view, (px, count, _) in WORK.items():
+            options = {"view": view, "image_px": px, "sites_per_well": 1, "images_per_site": count}
             plan = builder.plan_resolved("", "custom", options)
             start = time.perf_counter()
             n = sum(1 for _ in builder.examples(plan.units[i], plan.shared))
             if i:  # the first round is warm-up
-                found[name].append(n / (time.perf_counter() - start))
+                found[view].append(n / (time.perf_counter() - start))
     return found
 
 
 def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for name, found in rates().items():
-        bar = WORK[name][2]
+    for view, found in rates().items():
+        bar = WORK[view][2]
         middle = statistics.median(found)
         print(
-            f"{name}: {middle:.1f} a second ({min(found):.1f} to {max(found):.1f}), bar {bar:g}, "
+            f"{view}s: {middle:.1f} a second ({min(found):.1f} to {max(found):.1f}), bar {bar:g}, "
             f"ratio {middle / bar:.2f}"
         )
     peaks = []

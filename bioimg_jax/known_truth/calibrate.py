@@ -22,7 +22,7 @@ import jax
 from scipy import stats
 
 from bioimg_jax import command_line
-from bioimg_jax.benchmarks.score import headline_rows
+from bioimg_jax.benchmarks.score import SELECTED, headline_rows
 from bioimg_jax.candidates import build_evaluation, open_trained
 from bioimg_jax.checkpoint import Saved, open_checkpoint
 from bioimg_jax.data.builders import find_builder
@@ -259,10 +259,11 @@ def _evaluated(
 def _layers(
     scores: Sequence[Mapping[str, Any]], target: str, benchmark: str
 ) -> dict[str, list[Shown]]:
-    """Representation -> the score of each layer."""
+    """Representation -> the score of each layer; the choice among them is no layer."""
     found: dict[str, list[Shown]] = {}
     for score in scores:
-        if (score["target"], score["benchmark"]) == (target, benchmark):
+        asked = (score["target"], score["benchmark"]) == (target, benchmark)
+        if asked and score["block"] != SELECTED:
             found.setdefault(score["representation"], []).append(_shown(score))
     return found
 

@@ -33,7 +33,7 @@ class Outcome:
 
     factors: what the label was drawn from (`Target.truth`). ceiling: the truth's own score.
     confounded: what the metadata audit said. verdicts: encoder -> word. layers: representation ->
-    the score of each of its layers, the chosen one among them.
+    the score of each of its layers.
     """
 
     preset: str
@@ -198,8 +198,8 @@ def equivalent_to_chance(name: str) -> Callable[[Outcome], Check]:
 
     def check(outcome: Outcome) -> Check:
         one = outcome.score(name)
-        layers = outcome.layers.get(one.representation, ()) or (one,)
-        limits = [equivalence_limits(list(layer.per_unit.values())) for layer in layers]
+        layers = outcome.layers.get(one.representation, ())
+        limits = [equivalence_limits(list(shown.per_unit.values())) for shown in (one, *layers)]
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
         inside = outcome.chance - EQUIVALENT < low and high < outcome.chance + EQUIVALENT
         several = f" over {len(layers)} layers" if len(layers) > 1 else ""
