@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bioimg_jax import command_line
 from bioimg_jax import mesh as meshes
 from bioimg_jax.benchmarks.ladder import (
     CHANCE,
@@ -491,7 +492,7 @@ def random_resnet18(channels: Sequence[str]) -> Member:
 
 def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:
     """Those of `evaluate.poolings` that the encoder has; a ResNet has no cls."""
-    wanted = [part.strip() for part in settings["poolings"].split(",") if part.strip()]
+    wanted = command_line.names(settings["poolings"])
     for pooling in wanted:
         if pooling not in (*POOLINGS, TOKENS):
             raise InputError(
@@ -508,7 +509,7 @@ def chosen_poolings(settings: Config, encoder: Encoder) -> list[str]:
 
 def added_representations(settings: Config) -> list[str]:
     """Those of `evaluate.representations`: names, and Python files."""
-    return [part.strip() for part in settings["representations"].split(",") if part.strip()]
+    return command_line.names(settings["representations"])
 
 
 def own_floors(evaluation: Evaluation) -> Floors:

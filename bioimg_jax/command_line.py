@@ -188,6 +188,11 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
             )
 
 
+def names(text: str) -> list[str]:
+    """The names of a config's "one,another"."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def options(text: str) -> dict[str, str]:
     """The options of a config's "key=value,key=value"; `InputError`."""
     found: dict[str, str] = {}

@@ -15,6 +15,7 @@ import sys
 import time
 
 from bioimg_jax.data.builders import find_builder
+from bioimg_jax.memory import keep_memory
 
 ROUNDS = 5
 WORK = {"crop": (64, 600, 300.0), "field": (256, 24, 10.0)}  # view -> px, images a round, bar
@@ -50,6 +51,7 @@ def rates() -> dict[str, list[float]]:
 def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    keep_memory()  # as the processes of a preparation do
     for view, found in rates().items():
         bar = WORK[view][2]
         middle = statistics.median(found)

@@ -1,17 +1,20 @@
-"""Tasks in worker processes that load neither the main program nor JAX."""
+"""Tasks in worker processes, which do not load the main program."""
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from bioimg_jax.memory import keep_memory
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def run_tasks(
@@ -41,6 +44,44 @@ def run_tasks(
     finally:
         for future in waiting:
             future.cancel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """`function(*arguments)`, after the tasks that it `needs`.
+
+    `function` must be importable by name from a module other than the main program.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    needs: Sequence[Hashable] = ()
+
+
+def run_in_order(
+    pool: concurrent.futures.Executor, tasks: Mapping[Key, Task], at_once: int
+) -> Iterator[tuple[Key, Any]]:
+    """(key, result) of every task as they come, `at_once` of them in the pool.
+
+    Whenever there is room the first task begins whose needs are done.
+    """
+    todo, done = dict(tasks), set[Hashable]()
+    running: dict[concurrent.futures.Future[Any], Key] = {}
+    while todo or running:
+        for key in [key for key, task in todo.items() if done.issuperset(task.needs)]:
+            if len(running) < at_once:
+                task = todo.pop(key)
+                with _empty_main_module():  # submitting may start a process
+                    running[pool.submit(task.function, *task.arguments)] = key
+        if not running:
+            raise ValueError(f"tasks that wait for what never ends: {', '.join(map(str, todo))}")
+        finished, _ = concurrent.futures.wait(
+            running, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in finished:
+            key = running.pop(future)
+            done.add(key)
+            yield key, future.result()
 
 
 def worker_pool(workers: int) -> concurrent.futures.Executor:

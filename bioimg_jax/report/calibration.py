@@ -72,8 +72,9 @@ def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     """The same as Markdown."""
     checks, audits = found["checks"], found["audits"]
     lines = [
-        f"`{found['command']}`, {found['started'][:10]}: {found['wall_s'] / 60:.1f} minutes on "
-        f"{found['devices']}, JAX {found['jax']}; seed {found['seed']} of weights and batches. "
+        f"`{found['command']}`, {found['started'][:10]}: {found['wall_s'] / 60:.1f} minutes in "
+        f"{found['processes']} processes on {found['devices']}, JAX {found['jax']}; "
+        f"seed {found['seed']} of weights and batches. "
         f"{sum(check['holds'] for check in checks)} of {len(checks)} statements hold.",
         "",
     ]
@@ -100,8 +101,11 @@ def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     )  # fmt: skip
     lines += [""]
     lines += _lines(
-        ("encoder", "trained on", "steps"),
-        ((e["encoder"], e["trained_on"], str(e["step"])) for e in found["encoders"]),
+        ("encoder", "trained on", "steps", "minutes"),
+        (
+            (e["encoder"], e["trained_on"], str(e["step"]), f"{e['took_s'] / 60:.1f}")
+            for e in found["encoders"]
+        ),
     )
     lines += ["", "How often the metadata audit says confounded, over seeds of the design:", ""]
     lines += _lines(

@@ -48,7 +48,7 @@ from .screen import (
 
 PIXEL_UM = 0.65
 FOLDS = 3
-BATCH_PX = 64 * 72**2  # pixels of a channel that are drawn at a time: some 50 MB
+BATCH_PX = 32 * 72**2  # pixels of a channel that are drawn at a time: some 25 MB
 POSITION = ("well", "row", "column")
 CLASSES = {"handedness": ("left", "right"), "agreement": ("different", "same")}  # of pairs
 VIEWS = ("crop", "field")
@@ -81,7 +81,7 @@ SHOWN_ON = {
 class Builder(ImageDatasetBuilder):
     """Plates of wells, each drawn on its own; a unit is a well."""
 
-    VERSION = tfds.core.Version("2.1.0")
+    VERSION = tfds.core.Version("2.2.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "2.0.0": "Fields, dials, presets and screens; other cells than before.",
         "1.0.0": "First version.",

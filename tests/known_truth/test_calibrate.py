@@ -48,7 +48,7 @@ def config(out: Path) -> dict[str, Any]:
 
 def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, workdir = config(tmp_path / "prepared"), tmp_path / "run"
-    found = calibrate(settings, workdir, command="python -m a_command")
+    found = calibrate(settings, workdir, command="python -m a_command", processes=1)
     about = {(o["preset"], o["benchmark"]): o for o in found["outcomes"]}
     assert list(about) == [
         ("handedness_only", "ridge"),
@@ -82,11 +82,13 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
 
     # What is finished is used again: nothing is trained, no image is looked at.
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")}
-    again = calibrate(settings, workdir, command="python -m a_command")
+    again = calibrate(settings, workdir, command="python -m a_command", processes=1)
     assert again["checks"] == found["checks"]
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")} == before
     # A command line whose statements do not all hold ends with 1.
-    monkeypatch.setattr(command_line, "parse", lambda *_: (settings, {"workdir": str(workdir)}))
+    monkeypatch.setattr(
+        command_line, "parse", lambda *_: (settings, {"workdir": str(workdir), "processes": "2"})
+    )
     assert main(["calibrate"]) == 1
 
 

@@ -1,0 +1,233 @@
+"""What a calibration does in its worker processes: an encoder, a preset or the audit of a design.
+
+Each is a function of plain values that can be called in any process; what it prints goes to a file.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from scipy import stats
+
+from bioimg_jax import command_line
+from bioimg_jax.benchmarks.score import SELECTED, headline_rows
+from bioimg_jax.candidates import build_evaluation, open_trained
+from bioimg_jax.checkpoint import Saved, open_checkpoint
+from bioimg_jax.data.builders import find_builder
+from bioimg_jax.data.splits import make_folds
+from bioimg_jax.design import check_settings
+from bioimg_jax.evaluate import evaluate, prepared
+from bioimg_jax.known_truth.expectations import Check, Outcome, Shown
+from bioimg_jax.known_truth.mirrored import flipped_scores
+from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.results import about_run, publish
+from bioimg_jax.statistics.audit import audit
+from bioimg_jax.train import Config, build_run, train
+
+CONFIDENCE = 0.95  # of the binomial bounds
+LOG = "log.txt"
+
+
+@contextlib.contextmanager
+def _process(workdir: Path, folder: Path) -> Iterator[None]:
+    """What a process needs to compute here; prints into the folder's log meanwhile.
+
+    Programs that were compiled for one experiment are used again for the next, in any process.
+    """
+    settle_cpu()
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / LOG).open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
+
+
+def encoder_folder(workdir: Path, name: str) -> Path:
+    """Where an encoder is kept."""
+    return workdir / "encoders" / name
+
+
+def preset_folder(workdir: Path, name: str) -> Path:
+    """Where the evaluation of a preset is kept."""
+    return workdir / "presets" / name
+
+
+def train_encoder(name: str, config: Config, workdir: Path) -> float:
+    """Trains one of the config's encoders unless that is done; returns the seconds it took.
+
+    One that starts from another comes after it: a relation between cells is learned much sooner
+    from weights that know what it is between.
+    """
+    begun = time.monotonic()
+    about = config["encoders"][name]
+    experiment = {**about, "seed": config["seed"], "mesh": config["mesh"]}
+    folder = encoder_folder(workdir, name)
+    with _process(workdir, folder):
+        dataset = prepared(experiment["data"])
+        run = build_run(experiment, dataset.declaration.channels)
+        start = None
+        if about["starts_from"]:
+            first = open_checkpoint(encoder_folder(workdir, about["starts_from"]))
+            start = open_trained([first])[0].start(run.mesh)
+        train(run, dataset, folder, start_from=start)
+    return time.monotonic() - begun
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What came of a preset. data: what it was evaluated on; seconds: that it took."""
+
+    outcomes: list[Outcome]
+    checks: list[Check]
+    data: dict[str, Any]
+    seconds: float
+
+
+def evaluate_preset(name: str, config: Config, workdir: Path, command: str) -> Evaluated:
+    """One preset with its encoders, all of which are trained."""
+    begun = time.monotonic()
+    about = config["presets"][name]
+    folder = preset_folder(workdir, name)
+    with _process(workdir, folder):
+        checkpoints = [
+            open_checkpoint(encoder_folder(workdir, encoder))
+            for encoder in command_line.names(about["encoders"])
+        ]
+        outcomes, checks = _evaluated(name, config, checkpoints, folder, command)
+    data = _about_data(name, about, folder)
+    return Evaluated(outcomes, checks, data, time.monotonic() - begun)
+
+
+def _about_data(name: str, experiment: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a preset was evaluated on, so that it can be made again."""
+    settings = experiment["evaluation"]["data"]
+    plan = find_builder(settings["name"]).plan_resolved(
+        "", settings["config"], command_line.options(settings["options"])
+    )
+    return {
+        "preset": name,
+        "name": settings["name"],
+        "config": settings["config"],
+        "options": settings["options"],
+        "seed": plan.options["seed"],
+        "content_hash": json.loads((folder / "config.json").read_text())["content_hash"],
+    }
+
+
+def _evaluated(
+    name: str, config: Config, checkpoints: Sequence[Saved], folder: Path, command: str
+) -> tuple[list[Outcome], list[Check]]:
+    """The evaluation of one preset, on every benchmark and target that is not a nuisance.
+
+    And, where the config asks for them, the same encoders on randomly flipped images, with what the
+    symmetry audit must say of them.
+    """
+    about = config["presets"][name]
+    experiment = {**about["evaluation"], "seed": config["seed"], "mesh": config["mesh"]}
+    start = time.time()
+    dataset = prepared(experiment["data"])
+    evaluation = build_evaluation(experiment, dataset.declaration.channels, checkpoints)
+    check_settings(evaluation, dataset)
+    command_line.write_json(
+        folder / "config.json", {**experiment, "content_hash": dataset.content_hash}
+    )
+    results = evaluate(evaluation, dataset, folder)
+    run = about_run(evaluation, command=command, start=start, kind="evaluation")
+    publish(folder, run, results)
+    tested = {t["name"]: t for t in results["targets"] if not t["nuisance"]}
+    outcomes = []
+    for benchmark in results["benchmarks"]:
+        for target, row in tested.items():
+            shown = headline_rows(results["scores"], target, benchmark)
+            words = {
+                v["encoder"]: v["word"]
+                for v in results["verdicts"]
+                if (v["benchmark"], v["target"]) == (benchmark, target)
+            }
+            splits = results["data"]["splits"][target].values()
+            outcomes.append(
+                Outcome(
+                    preset=name,
+                    benchmark=benchmark,
+                    target=target,
+                    metric=shown[0]["metric"],
+                    chance=shown[0]["chance"],
+                    ceiling=shown[0]["ceiling"],
+                    n_test=sum(split["test"] for split in splits),
+                    n_units=shown[0]["n_units"],
+                    confounded=row["verdict"],
+                    verdicts=words,
+                    shown=[_shown(score) for score in shown],
+                    factors=[
+                        name.removeprefix("factor_").removeprefix("truth_")
+                        for name in dataset.declaration.target(target).truth
+                    ],
+                    layers=_layers(results["scores"], target, benchmark),
+                )
+            )
+    if not about["flipped"]:
+        return outcomes, []
+    rows, audited = flipped_scores(evaluation, dataset, folder)
+    flipped = dataclasses.replace(
+        outcomes[0], preset=f"{name}, flipped", verdicts={}, shown=[_shown(row) for row in rows]
+    )
+    erased = Check(
+        name, "the symmetry audit says that a flip erases it", audited["reason"],
+        audited["preserves"] is False,
+    )  # fmt: skip
+    return [*outcomes, flipped], [erased]
+
+
+def _layers(
+    scores: Sequence[Mapping[str, Any]], target: str, benchmark: str
+) -> dict[str, list[Shown]]:
+    """Representation -> the score of each layer; the choice among them is no layer."""
+    found: dict[str, list[Shown]] = {}
+    for score in scores:
+        asked = (score["target"], score["benchmark"]) == (target, benchmark)
+        if asked and score["block"] != SELECTED:
+            found.setdefault(score["representation"], []).append(_shown(score))
+    return found
+
+
+def _shown(score: Mapping[str, Any]) -> Shown:
+    return Shown(
+        representation=score["representation"],
+        kind=score["kind"],
+        value=score["value"],
+        interval=score["interval"],
+        per_unit=score["per_unit"],
+    )
+
+
+def audit_design(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """How often the metadata audit calls a design confounded, over seeds of its layout.
+
+    Of its first target.
+    """
+    builder = find_builder(about["name"])
+    options = command_line.options(about["options"])
+    n, count = about["seeds"], 0
+    for seed in range(n):
+        plan = builder.plan_resolved("", about["config"], {**options, "seed": seed})
+        table, target = builder.layout(plan), plan.declaration.targets[0]
+        count += bool(audit(table, make_folds(table, target), target)["verdict"])
+    limits = stats.binomtest(count, n).proportion_ci(CONFIDENCE, "exact")
+    return {
+        "design": name,
+        "target": target.name,
+        "seeds": n,
+        "confounded": count,
+        "interval": [float(limit) for limit in limits],
+        "expected": about["expected"],
+    }
