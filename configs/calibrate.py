@@ -14,9 +14,11 @@ from configs import common, known_truth
 
 CELLS, TISSUE = "mae_cells", "mae_tissue"
 BENCHMARKS = "linear,knn,few_shot,ridge"
+SPOTS = {"options": "spots_per_section=16"}
 # Preset -> encoders that it is evaluated with, beside what known_truth.py says of it.
 PRESETS: dict[str, dict[str, Any]] = {
-    "density_only": {"encoders": CELLS},
+    # As many images as the others, so that programs compiled for them are used again.
+    "density_only": {"encoders": CELLS, "data": {"options": "images_per_site=4"}},
     "intensity_only": {"encoders": CELLS},
     "texture_only": {"encoders": CELLS},
     "colocalisation_only": {
@@ -41,10 +43,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate": {"benchmarks": "linear"},
     },
     "mixed_screen": {"encoders": CELLS},
-    "tissue_composition": {"encoders": TISSUE},
-    "tissue_layout": {"encoders": TISSUE},
-    "tissue_texture": {"encoders": TISSUE},
-    "tissue_null": {"encoders": TISSUE},
+    "tissue_composition": {"encoders": TISSUE, "data": SPOTS},
+    "tissue_layout": {"encoders": TISSUE, "data": SPOTS},
+    "tissue_texture": {"encoders": TISSUE, "data": SPOTS},
+    "tissue_null": {"encoders": TISSUE, "data": SPOTS},
 }
 # Designs that the metadata audit is tried on; a preset that is not here has the design of one that
 # is, and differs in what the images show. Confounded: the metadata tell the label, always; of the
@@ -71,8 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
             "seed": 0,
             "mesh": {"devices": 0, "model": 1, "fsdp": False},  # devices 0: all
             "encoders": {
-                CELLS: _mae("synthetic_cells", "mixed_screen", crop_px=64, steps=400),
-                TISSUE: _mae("synthetic_tissue", "default", crop_px=128, steps=200),
+                CELLS: _mae("synthetic_cells", "mixed_screen", crop_px=64, steps=250),
+                TISSUE: _mae("synthetic_tissue", "default", crop_px=128, steps=120),
                 "supervised_position": _supervised("position_only", "treatment", steps=100),
                 "supervised_handedness": _supervised("handedness_only", "handedness"),
                 "supervised_agreement": _supervised(
@@ -112,7 +114,7 @@ def _mae(name: str, config: str, *, crop_px: int, steps: int) -> dict[str, Any]:
 
 
 def _supervised(
-    config: str, target: str, *, steps: int = 300, hidden: int = 0, starts_from: str = ""
+    config: str, target: str, *, steps: int = 150, hidden: int = 0, starts_from: str = ""
 ) -> dict[str, Any]:
     flips = config != "handedness_only"  # which a flip would erase
     return {
@@ -156,13 +158,15 @@ def _preset(
     about = copy.deepcopy(known_truth.get_config(preset or name).to_dict())
     about["data"] |= data or {}
     # Few random networks: the run is about floors that are known.
-    about["evaluate"] |= {"untrained_seeds": 1, "illustrate": False, "benchmarks": BENCHMARKS}
+    about["evaluate"] |= {
+        "untrained_seeds": 1,
+        "resnet18": False,
+        "illustrate": False,
+        "benchmarks": BENCHMARKS,
+    }
     about["evaluate"] |= evaluate or {}
-    if name in known_truth.TISSUE:
-        about["evaluate"] |= {"resnet18": False}
     if name in known_truth.RELATIONAL:
         about["evaluate"] |= {
-            "resnet18": name == "handedness_only",
             "benchmarks": "linear,ridge",
             "poolings": "mean",
             "representations": "metadata",

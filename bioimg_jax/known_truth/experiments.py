@@ -45,7 +45,7 @@ def _process(workdir: Path, folder: Path) -> Iterator[None]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        (folder / LOG).open("a", encoding="utf-8") as log,
+        (folder / LOG).open("a", buffering=1, encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

@@ -382,8 +382,8 @@ def expose(
     return np.ascontiguousarray(counts.astype(np.uint16).transpose(0, 2, 3, 1))
 
 
-# Quantiles of the normal distribution, a 65,536th part of it apart: from -4.3 to 4.3, of variance 1
-# to five digits.
+# Quantiles of the normal distribution, a 65,536th part of it apart: from -4.3 to 4.3, of variance
+# 0.99998.
 _QUANTILES = special.ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
 

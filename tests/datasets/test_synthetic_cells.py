@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from bioimg_jax.data.builders import Plan, Unit, find_builder
 from bioimg_jax.data.dataset import open_dataset
@@ -303,6 +303,31 @@ def test_no_two_random_streams_are_the_same() -> None:
     keys = [(1,), (1, 0), (1, 0, 0), (0, 1)]
     drawn_first = {HOME.rng(0, stream, *key).random() for stream in range(6) for key in keys}
     assert len(drawn_first) == 6 * len(keys)
+
+
+def test_normal_numbers_are_normal_and_of_one_size_each_way() -> None:
+    drawn = RENDERING._normal(np.random.default_rng(0), (201, 1001))  # no multiple of four
+    assert drawn.shape == (201, 1001) and drawn.dtype == np.float32
+    assert stats.kstest(drawn.ravel(), "norm").pvalue > 0.01
+    quantiles = RENDERING._QUANTILES
+    assert np.array_equal(quantiles, -quantiles[::-1])
+    assert abs(quantiles.astype(np.float64).var() - 1) < 5e-5
+
+
+def test_textures_are_of_unit_variance_and_of_their_own_frequency() -> None:
+    side, frequency = 72, np.array([0.05, 0.05, 0.12, 0.22] * 25)
+    pair = RENDERING._textures(np.random.default_rng(0), frequency, side)
+    f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :])
+    for texture in pair:
+        assert texture.shape == (100, side, side) and texture.dtype == np.float32
+        assert abs(np.square(texture).mean() - 1) < 0.05 and abs(texture.mean()) < 1e-6
+        power = np.square(np.abs(np.fft.fft2(texture)))
+        middle = (power * f).sum(axis=(1, 2)) / power.sum(axis=(1, 2))
+        for wanted in np.unique(frequency):
+            # The mean over a ring of width w in the plane lies above its centre by the share w^2.
+            found = middle[frequency == wanted].mean()
+            assert abs(found / (wanted * (1 + 0.25**2)) - 1) < 0.04, wanted
+    assert abs((pair[0] * pair[1]).mean()) < 0.02
 
 
 def test_more_photons_are_less_noise() -> None:
