@@ -127,7 +127,7 @@ def _about_data(name: str, experiment: Mapping[str, Any], folder: Path) -> dict[
 def _evaluated(
     name: str, config: Config, checkpoints: Sequence[Saved], folder: Path, command: str
 ) -> tuple[list[Outcome], list[Check]]:
-    """The evaluation of one preset, on every benchmark and target that is not a nuisance.
+    """The evaluation of one preset, on every benchmark and target that gets a verdict.
 
     And, where the config asks for them, the same encoders on randomly flipped images, with what the
     symmetry audit must say of them.
@@ -136,6 +136,8 @@ def _evaluated(
     experiment = {**about["evaluation"], "seed": config["seed"], "mesh": config["mesh"]}
     start = time.time()
     dataset = prepared(experiment["data"])
+    tested = tuple(target for target in dataset.declaration.targets if not target.nuisance)
+    dataset.declaration = dataclasses.replace(dataset.declaration, targets=tested)
     evaluation = build_evaluation(experiment, dataset.declaration.channels, checkpoints)
     check_settings(evaluation, dataset)
     command_line.write_json(
@@ -144,10 +146,10 @@ def _evaluated(
     results = evaluate(evaluation, dataset, folder)
     run = about_run(evaluation, command=command, start=start, kind="evaluation")
     publish(folder, run, results)
-    tested = {t["name"]: t for t in results["targets"] if not t["nuisance"]}
     outcomes = []
     for benchmark in results["benchmarks"]:
-        for target, row in tested.items():
+        for row in results["targets"]:
+            target = row["name"]
             shown = headline_rows(results["scores"], target, benchmark)
             words = {
                 v["encoder"]: v["word"]

@@ -49,6 +49,7 @@ class Preset:
     n_channels: int = 5
     n_cells: int = 0  # of every image, all whole and apart; 0: as the dials say
     n_plates: int = 28
+    mostly_test: bool = False  # more test plates than others: a claim of equivalence needs many
     wells_per_treatment: int = 6
     sites_per_well: int = 1
     images_per_site: int = 4
@@ -66,7 +67,8 @@ _ARRANGED: dict[str, Any] = {
     "steady": ("nucleus_size", "cytoplasm_area"),
     "ramp": 0.0,
     "optics_spread": 0.3,
-    "wells_per_treatment": 12,
+    "mostly_test": True,
+    "wells_per_treatment": 9,
     "images_per_site": 35,
 }
 

@@ -27,7 +27,7 @@ PLATES = (
     ("train", 1),
     ("test", 5),
 )
-BATCHES = 5  # in those seven plates
+MOSTLY_TEST = (*PLATES[:5], ("test", 5), ("test", 6))
 # What a random stream is for: the first word of its key, so that no two streams are the same.
 LAYOUT, BATCH, PLATE, WELL, COMPOUND, NAMES = range(6)
 
@@ -142,7 +142,7 @@ def wells_of_plate(preset: Preset, seed: int, plate: int) -> list[Well]:
     of_plate = [t for t, n in zip(known, repeats, strict=True) for _ in range(n)]
     n = len(of_plate)
     places = [(i // COLUMNS, i % COLUMNS) for i in range(n)]
-    split, batch = place_of(plate)
+    split, batch = place_of(preset, plate)
     if preset.confound == "batch":
         batch = 1 + plate % len(known)  # in every split
         layout = [known[plate % len(known)]] * n
@@ -154,11 +154,12 @@ def wells_of_plate(preset: Preset, seed: int, plate: int) -> list[Well]:
     return [Well(plate, batch, split, i, *places[i], -(-n // COLUMNS), layout[i]) for i in range(n)]
 
 
-def place_of(plate: int) -> tuple[str, int]:
+def place_of(preset: Preset, plate: int) -> tuple[str, int]:
     """Split and batch number of a plate, both from 1."""
-    cycle, position = divmod(plate - 1, len(PLATES))
-    split, batch = PLATES[position]
-    return split, cycle * BATCHES + batch
+    pattern = MOSTLY_TEST if preset.mostly_test else PLATES
+    cycle, position = divmod(plate - 1, len(pattern))
+    split, batch = pattern[position]
+    return split, cycle * pattern[-1][1] + batch
 
 
 def draw_dials(
