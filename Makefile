@@ -13,7 +13,7 @@ run: $(VENV)/.runtime
 	$(bin)/python -m bioimg_jax.main --config=$(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev
-	$(bin)/python -m pytest -n $(WORKERS) --dist loadfile -m "not peers and not gpu"
+	$(bin)/python -m pytest -n $(WORKERS) --dist worksteal -m "not peers and not gpu"
 
 # Parity with PyTorch, transformers and scib-metrics.
 test-peers: $(VENV)/.peers

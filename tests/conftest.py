@@ -48,11 +48,13 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1008 synthetic images, prepared: the folder to give as `data.out`."""
+    """1008 synthetic images of three targets, prepared: the folder to give as `data.out`."""
+    from bioimg_jax.command_line import options
     from bioimg_jax.prepare import prepare
+    from tests import tiny
 
     out = tmp_path_factory.mktemp("prepared")
-    prepare(name="synthetic_cells", out=out, options={"images_per_site": 1})
+    prepare(name="synthetic_cells", out=out, options=options(tiny.OVERRIDES["data.options"]))
     return out
 
 

@@ -29,7 +29,7 @@ def arguments(prepared: Path, out: Path, **flags: Any) -> list[str]:
         "bioimg_jax.embed",
         f"--config={tiny.ROOT / 'configs' / 'eval_cells.py'}",
         f"--config.data.out={prepared}",
-        "--config.data.options=images_per_site=1",
+        f"--config.data.options={tiny.OVERRIDES['data.options']}",
         "--config.evaluate.blocks=2",
         f"--out={out}",
         *(f"--{name}={value}" for name, value in flags.items()),

@@ -144,7 +144,7 @@ def test_real_fields_end_to_end(
         workdir,
         data__options="",
         train__steps=6,
-        evaluate__max_examples=3000,
+        evaluate__max_examples=1500,
         evaluate__resnet18=True,
         evaluate__blocks=1,
     )

@@ -7,7 +7,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "mae_cells.py"
 OVERRIDES: dict[str, Any] = {
-    "data.options": "images_per_site=1",
+    "data.options": "images_per_site=3,label=nucleus_size",
     "encoder.width": 64,
     "encoder.depth": 2,
     "encoder.patch_px": 16,

@@ -21,6 +21,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.logbook import read_logbook
 from bioimg_jax.models import build_encoder
 from bioimg_jax.objectives import build_objective
+from bioimg_jax.prepare import prepare
 from bioimg_jax.results import encoder_row
 from bioimg_jax.train import (
     build_run,
@@ -98,8 +99,9 @@ def config(encoder: dict = RESNET, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def dataset(prepared_cells: Path) -> Dataset:
-    return open_dataset(next(prepared_cells.glob("synthetic_cells-*")))
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("nine_treatments")
+    return open_dataset(prepare(name="synthetic_cells", out=out, options={"images_per_site": 1}))
 
 
 @pytest.mark.parametrize(
