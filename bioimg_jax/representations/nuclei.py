@@ -10,11 +10,11 @@ Segmenting takes some 15 ms an image on one core, so it is done in processes of 
 this module, so JAX is not imported at the top.
 """
 
-import atexit
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import multiprocessing.util
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -316,7 +316,10 @@ def on_device(values: np.ndarray) -> "jax.Array":
 def _pool(workers: int) -> concurrent.futures.Executor:
     """One pool of each size for the whole program, started when first used."""
     pool = worker_pool(workers)
-    atexit.register(pool.shutdown)  # left to the end of the interpreter it would complain there
+    # At the end of a program, and of a worker process, which runs no `atexit` but waits for its own
+    # children: for ever, if nobody tells them that there is no more to do, and does so before the
+    # queues to them are closed, which is of priority 10.
+    multiprocessing.util.Finalize(None, pool.shutdown, exitpriority=100)
     return pool
 
 

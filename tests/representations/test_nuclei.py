@@ -301,6 +301,31 @@ def test_a_program_ends_quietly_and_workers_do_not_run_it_again(tmp_path):
     assert (done.stdout, done.stderr) == ("4\n", "")
 
 
+def _in_a_worker(images):
+    segmenter = Segmenter(("DNA",), workers=2)
+    return np.asarray(NucleiRepresentation(segmenter).features(batch(images))["nuclei"])
+
+
+def test_a_worker_process_that_segments_ends(tmp_path):
+    """Its own processes have to be told to end, or it waits for them, and the program for it."""
+    script = (
+        "import numpy as np\n"
+        "from bioimg_jax.data.workers import Task, run_in_order, worker_pool\n"
+        "from tests.representations.test_nuclei import _in_a_worker\n"
+        "if __name__ == '__main__':\n"
+        "    with worker_pool(2) as pool:\n"
+        "        tasks = {0: Task(_in_a_worker, (np.zeros((4, 32, 32, 1), np.uint16),))}\n"
+        "        print(dict(run_in_order(pool, tasks, 2))[0].shape[0])\n"
+    )
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.strip() == "4", run.stderr
+
+
 # What the settings of `STAINS` reach on images that had no part in choosing them. The split: ids in
 # alphabetical order, of each kind; the 1st, 3rd, 5th, ... for choosing, the 2nd, 4th, ... here.
 # BBBC038 does not say which images are of one experiment, so both halves hold the same ones. This
