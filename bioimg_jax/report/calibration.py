@@ -10,6 +10,7 @@ from bioimg_jax.report.page import environment
 from bioimg_jax.representations.representation import KINDS
 
 PAGE, TEXT = "calibration.html", "calibration.md"
+MOST_FACTORS = 4  # that the text names
 
 
 def write_calibration(workdir: Path) -> Path:
@@ -44,25 +45,36 @@ def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, A
     order = sorted(columns, key=lambda name: KINDS.index(columns[name]))
     rows = []
     for outcome in mine:
-        cells = {_column(one): _cell(one) for one in outcome["shown"]}
-        reached = [name for name in order if name in cells and cells[name]["reaches"]]
+        cells: dict[str, list[dict[str, Any]]] = {}
+        for one in outcome["shown"]:
+            cells.setdefault(_column(one), []).append(_entry(one))
+        reached = [one["name"] for name in order for one in cells.get(name, ()) if one["reaches"]]
         rows.append(
-            {"about": outcome, "cells": [cells.get(name) for name in order], "reached": reached}
+            {
+                "about": outcome,
+                "factors": _factors(outcome["factors"]),
+                "cells": [cells.get(name, []) for name in order],
+                "reached": reached,
+            }
         )
     return {"benchmark": benchmark, "columns": order, "rows": rows}
 
 
 def _column(one: Mapping[str, Any]) -> str:
-    """Metadata of different targets are one column, as are the encoders of one recipe."""
-    return "metadata" if one["kind"] == "metadata" else str(one["representation"])
+    """Encoders differ from preset to preset: what they are is the column, as with metadata."""
+    if one["kind"] == "untrained":
+        return "its step 0" if str(one["representation"]).endswith("_step0") else "random"
+    columns = {"metadata": "metadata", "trained": "encoder"}
+    return columns.get(one["kind"], str(one["representation"]))
 
 
-def _cell(one: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(one: Mapping[str, Any]) -> dict[str, Any]:
     interval, share = one["interval"], one["share"]
     limits = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return {
+        "name": one["representation"],
         "value": one["value"],
-        "title": f"{one['value']:.3f}{limits}, {share:.0%} of the ceiling",
+        "title": f"{one['representation']} {one['value']:.3f}{limits}, {share:.0%} of the ceiling",
         "shade": round(min(max(share, 0.0), 1.0), 2),
         "reaches": one["reaches"],
     }
@@ -86,7 +98,12 @@ def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
         ),
     )
     for table in tables:
-        lines += ["", f"`{table['benchmark']}`, **bold** where the ceiling is reached:", ""]
+        lines += [
+            "",
+            f"`{table['benchmark']}`, **bold** where the ceiling is reached, "
+            "a / b of two encoders:",
+            "",
+        ]
         columns = ("preset", "factors", "target", "n test", "chance", "truth")
         lines += _lines((*columns, *table["columns"], "verdict"), map(_row, table["rows"]))
     lines += ["", "Data sets and encoders:", ""]
@@ -119,20 +136,27 @@ def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _factors(names: Sequence[str]) -> str:
+    more = len(names) - MOST_FACTORS
+    few = names if more <= 0 else [*names[:MOST_FACTORS], f"{more} more"]
+    return ", ".join(few)
+
+
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
     about = row["about"]
     ceiling = "" if about["ceiling"] is None else f"{about['ceiling']:.3f}"
     words = "; ".join(dict.fromkeys(about["verdicts"].values())) or about["confounded"]
     return (
-        about["preset"], ", ".join(about["factors"]), about["target"], f"{about['n_test']:,}",
-        f"{about['chance']:.3f}", ceiling, *map(_bold, row["cells"]), words,
+        about["preset"], row["factors"], about["target"], f"{about['n_test']:,}",
+        f"{about['chance']:.3f}", ceiling, *map(_cell, row["cells"]), words,
     )  # fmt: skip
 
 
-def _bold(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return ""
-    return f"**{cell['value']:.3f}**" if cell["reaches"] else f"{cell['value']:.3f}"
+def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
+    shown = [f"{one['value']:.3f}" for one in entries]
+    return " / ".join(
+        f"**{text}**" if one["reaches"] else text for one, text in zip(entries, shown, strict=True)
+    )
 
 
 def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
