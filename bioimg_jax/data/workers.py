@@ -67,21 +67,26 @@ def run_in_order(
     """
     todo, done = dict(tasks), set[Hashable]()
     running: dict[concurrent.futures.Future[Any], Key] = {}
-    while todo or running:
-        for key in [key for key, task in todo.items() if done.issuperset(task.needs)]:
-            if len(running) < at_once:
-                task = todo.pop(key)
-                with _empty_main_module():  # submitting may start a process
-                    running[pool.submit(task.function, *task.arguments)] = key
-        if not running:
-            raise ValueError(f"tasks that wait for what never ends: {', '.join(map(str, todo))}")
-        finished, _ = concurrent.futures.wait(
-            running, return_when=concurrent.futures.FIRST_COMPLETED
-        )
-        for future in finished:
-            key = running.pop(future)
-            done.add(key)
-            yield key, future.result()
+    try:
+        while todo or running:
+            for key in [key for key, task in todo.items() if done.issuperset(task.needs)]:
+                if len(running) < at_once:
+                    task = todo.pop(key)
+                    with _empty_main_module():  # submitting may start a process
+                        running[pool.submit(task.function, *task.arguments)] = key
+            if not running:
+                waiting = ", ".join(map(str, todo))
+                raise ValueError(f"tasks that wait for what never ends: {waiting}")
+            finished, _ = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in finished:
+                key = running.pop(future)
+                done.add(key)
+                yield key, future.result()
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def worker_pool(workers: int) -> concurrent.futures.Executor:

@@ -101,7 +101,8 @@ def calibrate(
         "encoders": [
             {
                 "encoder": name,
-                "trained_on": saved.meta["data"]["name"],
+                "trained_on": _data_words(config["encoders"][name]["data"]),
+                "starts_from": config["encoders"][name]["starts_from"],
                 "step": saved.step,
                 "took_s": round(done["encoder", name], 1),
             }
@@ -118,6 +119,11 @@ def calibrate(
               f"{check.found}")  # fmt: skip
     print(f"\n{sum(c.holds for c in checks)} of {len(checks)} hold; page: {page}")
     return about
+
+
+def _data_words(settings: Mapping[str, Any]) -> str:
+    """A data set as `name/config options`."""
+    return f"{settings['name']}/{settings['config']} {settings['options']}".strip()
 
 
 def _tasks(config: Config, workdir: Path, command: str) -> dict[tuple[str, str], Task]:

@@ -1,5 +1,7 @@
 """A picture of every dial of a generated data set: one row of images from low to high.
 
+Prints the table that docs/dials.md shows them in.
+
 python -m bioimg_jax.known_truth.pictures --name=synthetic_cells --out=docs/dials
 """
 
@@ -41,8 +43,8 @@ def _run(name: str, out: Path) -> None:
             f"| `{dial.name}` | {dial.meaning} | {dial.usual:.3g} | {dial.values(2)[0]:.3g} | "
             f"{dial.values(2)[1]:.3g} | ![{dial.name}]({out.name}/{path.name}) |"
         )
-    (out / f"{name}.md").write_text("\n".join(table) + "\n")
-    print(f"{len(table) - 2} pictures in {out}")
+    print("\n".join(table))
+    print(f"{len(table) - 2} pictures in {out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

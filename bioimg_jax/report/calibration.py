@@ -53,6 +53,7 @@ def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, A
             {
                 "about": outcome,
                 "factors": _factors(outcome["factors"]),
+                "truth": _truth(outcome),
                 "cells": [cells.get(name, []) for name in order],
                 "reached": reached,
             }
@@ -118,12 +119,13 @@ def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     )  # fmt: skip
     lines += [""]
     lines += _lines(
-        ("encoder", "trained on", "steps", "minutes"),
+        ("encoder", "trained on", "from the weights of", "steps", "minutes"),
         (
-            (e["encoder"], e["trained_on"], str(e["step"]), f"{e['took_s'] / 60:.1f}")
+            (e["encoder"], f"`{e['trained_on']}`", e["starts_from"], str(e["step"]),
+             f"{e['took_s'] / 60:.1f}")
             for e in found["encoders"]
         ),
-    )
+    )  # fmt: skip
     lines += ["", "How often the metadata audit says confounded, over seeds of the design:", ""]
     lines += _lines(
         ("design", "target", "seeds", "confounded", "95 %"),
@@ -142,13 +144,19 @@ def _factors(names: Sequence[str]) -> str:
     return ", ".join(few)
 
 
+def _truth(outcome: Mapping[str, Any]) -> str:
+    """The score of the truth; nothing where a label was drawn from no factor."""
+    shown = any(one["kind"] == "truth" for one in outcome["shown"])
+    return f"{outcome['ceiling']:.3f}" if shown else ""
+
+
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
     about = row["about"]
-    ceiling = "" if about["ceiling"] is None else f"{about['ceiling']:.3f}"
-    words = "; ".join(dict.fromkeys(about["verdicts"].values())) or about["confounded"]
+    words = " / ".join(word or "none" for word in about["verdicts"].values())
     return (
         about["preset"], row["factors"], about["target"], f"{about['n_test']:,}",
-        f"{about['chance']:.3f}", ceiling, *map(_cell, row["cells"]), words,
+        f"{about['chance']:.3f}", row["truth"], *map(_cell, row["cells"]),
+        words or about["confounded"],
     )  # fmt: skip
 
 

@@ -314,7 +314,8 @@ def _organelles(rng: np.random.Generator, dials: Dials, s: int) -> tuple[np.ndar
 
     Each has a coarse and a fine band of equal power. `colocalisation` r is the correlation of the
     two in the coarse band, and -r that in the fine one: together they are uncorrelated at every r,
-    and only a spectrum of one against the other sees it.
+    and a spectrum of one against the other sees best what differs. Optics dim the fine band more,
+    which leaves a little of it in the plain correlation.
     """
     coarse, coarse_own = _textures(rng, COARSE * dials["texture_frequency"], s)
     fine, fine_own = _textures(rng, FINE * dials["texture_frequency"], s)
@@ -366,7 +367,8 @@ def expose(
     """
     counts = np.zeros_like(light)
     if noise:
-        # Shot noise as a Gaussian of the same variance, which it is at these intensities.
+        # Shot noise as a Gaussian of the variance of Poisson's law: its skewness is left out, which
+        # is 1 / sqrt(photons), a third or less in the darkest channel at the usual exposure.
         times = np.asarray(exposure, np.float32)[:, None, None, None]
         sd = light * times
         sd += np.float32(READ_NOISE**2)

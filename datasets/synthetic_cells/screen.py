@@ -155,7 +155,7 @@ def wells_of_plate(preset: Preset, seed: int, plate: int) -> list[Well]:
 
 
 def place_of(preset: Preset, plate: int) -> tuple[str, int]:
-    """Split and batch number of a plate, both from 1."""
+    """Split and batch number of a plate; plates and batches count from 1."""
     pattern = MOSTLY_TEST if preset.mostly_test else PLATES
     cycle, position = divmod(plate - 1, len(pattern))
     split, batch = pattern[position]

@@ -83,7 +83,7 @@ class Builder(ImageDatasetBuilder):
 
     VERSION = tfds.core.Version("2.2.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
-        "2.2.0": "The same law, other random numbers.",
+        "2.2.0": "Other random numbers; relational presets test on four plates of seven.",
         "2.1.0": "Pairs of cells lie about the middle; constants fitted to real plates.",
         "2.0.0": "Fields, dials, presets and screens; other cells than before.",
         "1.0.0": "First version.",

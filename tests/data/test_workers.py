@@ -50,3 +50,15 @@ def test_tasks_that_cannot_begin_are_named() -> None:
     tasks = {"a": Task(square, (1,), ("b",)), "b": Task(square, (1,), ("a",))}
     with worker_pool(1) as pool, pytest.raises(ValueError, match="never ends: a, b"):
         list(run_in_order(pool, tasks, 2))
+
+
+def fail(message: str) -> None:
+    raise OSError(message)
+
+
+def test_a_task_that_fails_ends_the_rest() -> None:
+    begun = []
+    tasks = {"a": Task(fail, ("no room",)), "b": Task(begun.append, (1,), ("a",))}
+    with worker_pool(1) as pool, pytest.raises(OSError, match="no room"):
+        list(run_in_order(pool, tasks, 1))
+    assert not begun

@@ -58,7 +58,7 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
     ]
     handed = about["handedness_only", "ridge"]
     assert handed["ceiling"] == 1.0 and handed["chance"] == 0.5  # the truth is the label
-    assert handed["n_test"] == 6 * 6
+    assert handed["n_test"] == 8 * 6
     kinds = {one["kind"] for one in handed["shown"]}
     assert kinds == {"trained", "untrained", "pixels", "metadata", "truth"}
     assert about["position_only", "knn"]["confounded"] == "confounded"
@@ -68,7 +68,7 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
     assert checks["position_only", "the metadata audit of treatment says confounded always"]
     assert checks["default", "the metadata audit of treatment says confounded never"]
     few = next(v for (_, text), v in checks.items() if text.startswith("pixels is chance"))
-    assert not few  # 36 test images are no evidence of equivalence
+    assert not few  # 48 test images are no evidence of equivalence
     assert found == json.loads((workdir / "calibration.json").read_text())
 
     page = (workdir / "calibration.html").read_text()

@@ -158,3 +158,17 @@ def test_every_preset_of_the_config_has_checks_of_its_own() -> None:
     config = runpy.run_path("configs/calibrate.py")["get_config"]()
     shown_only = {"default", "mixed_screen", "tissue_composition"}
     assert set(config.presets) - shown_only <= set(ex.CHECKS)
+
+
+def test_what_nobody_may_find_is_asked_of_every_benchmark() -> None:
+    floors = [shown(name, 0.5) for name in ex.BLIND]
+    first = dataclasses.replace(
+        outcome(*floors, shown("supervised_resnet", 1.0, "trained")), preset="handedness_only"
+    )
+    leaking = [shown(name, 0.5) for name in ex.BLIND if name != "pixels"] + [shown("pixels", 0.6)]
+    second = dataclasses.replace(outcome(*leaking), preset="handedness_only", benchmark="ridge")
+    found = ex.expectations([first, second], [])
+    asked = [check for check in found if check.preset == "handedness_only, ridge"]
+    assert len(asked) == len(ex.BLIND)
+    assert [check.expected.split()[0] for check in asked if not check.holds] == ["pixels"]
+    assert len(found) == len(ex.RELATIONAL) + len(ex.BLIND)
