@@ -4,10 +4,12 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import make_folds
 from bioimg_jax.errors import InputError
+from bioimg_jax.statistics import audit as audit_module
 from bioimg_jax.statistics.audit import audit
 
 
@@ -186,3 +188,16 @@ def test_memory_grows_with_the_rows_and_not_with_their_levels_too():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6 and 0.4 < result["score"] < 0.6
+
+
+def test_a_probe_that_goes_on_from_a_stronger_penalty_says_what_one_from_zero_says(monkeypatch):
+    rng = np.random.default_rng(0)
+    drug = rng.integers(0, 3, (5, 12))
+    table = rows(lambda p, w: drug[p, w] if (p + w) % 3 else w % 3, cells=1)
+    folds = make_folds(table, target())
+    warm = audit(table, folds, target())
+    monkeypatch.setattr(
+        audit_module, "LogisticRegression", lambda **_: LogisticRegression(max_iter=2_000)
+    )
+    cold = audit(table, folds, target())
+    assert warm["per_unit"] == cold["per_unit"] and len(set(warm["per_unit"].values())) > 1
