@@ -178,7 +178,7 @@ def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
     # The config of this evaluation has no augmentations; the checkpoint was trained with both.
     assert found["symmetry"] and all(row["used_in_training"] for row in found["symmetry"])
     said = capsys.readouterr()
-    assert "170 probe fits, about 1 min" in said.err and "verdict on mae_vit" in said.out
+    assert "104 probe fits, about 1 min" in said.err and "verdict on mae_vit" in said.out
     assert (out / "report.html").exists() and (out / "results.csv").exists()
 
 

@@ -179,7 +179,7 @@ def test_permuted_labels_are_at_chance_from_end_to_end(
     assert main(tiny.arguments(prepared_cells, workdir, evaluate__permute_labels=True)) == 0
     results = json.loads((workdir / "results.json").read_text())
     rows = [row for row in results["scores"] if row["seed"] is not None]
-    assert len(rows) > 50
+    assert len(rows) > 40
     assert not [v for v in results["verdicts"] if v["word"] == "above"]
     for target in {row["target"] for row in rows}:
         above = [row["value"] - row["chance"] for row in rows if row["target"] == target]

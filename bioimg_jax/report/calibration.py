@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bioimg_jax.benchmarks.ladder import STEP0
 from bioimg_jax.errors import InputError
 from bioimg_jax.report.page import environment
 from bioimg_jax.representations.representation import KINDS
@@ -64,7 +65,7 @@ def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, A
 def _column(one: Mapping[str, Any]) -> str:
     """Encoders differ from preset to preset: what they are is the column, as with metadata."""
     if one["kind"] == "untrained":
-        return "its step 0" if str(one["representation"]).endswith("_step0") else "random"
+        return "its step 0" if str(one["representation"]).endswith(STEP0) else "random"
     columns = {"metadata": "metadata", "trained": "encoder"}
     return columns.get(one["kind"], str(one["representation"]))
 
