@@ -19,9 +19,9 @@ def test_every_dial_has_a_picture_and_a_row(
     names = [dial.name for dial in find_builder("synthetic_cells").dials()]
     files = sorted(path.name for path in tmp_path.glob("*.jpg"))
     assert files == sorted(f"synthetic_cells-{name}.jpg" for name in names)
-    table = (tmp_path / "synthetic_cells.md").read_text().splitlines()
-    assert len(table) == len(names) + 2
-    assert f"{len(names)} pictures" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == len(names) + 2
+    assert f"{len(names)} pictures" in said.err
 
 
 def test_a_data_set_without_dials_is_refused(
