@@ -392,8 +392,8 @@ _QUANTILES = special.ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Normal numbers of mean 0 and variance 1, float32: `_QUANTILES`, each as likely.
 
-    Four times as fast as a library's, which would be most of the time, and the same everywhere,
-    where the tails of a library's depend on the system's logarithm.
+    Faster than NumPy's, of which an image takes some 36,000, and the same everywhere, where the
+    tails of NumPy's depend on the system's logarithm.
     """
     size = math.prod(shape)
     words = rng.integers(0, 2**64, -(-size // 4), dtype=np.uint64).astype("<u8", copy=False)
