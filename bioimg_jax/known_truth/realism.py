@@ -26,8 +26,10 @@ from bioimg_jax.report import write_realism
 from bioimg_jax.representations.nuclei import segment_nuclei
 
 CROP_PX = 64
-PER_PLATE = 400  # crops that are measured of a real plate; of a generated one a quarter
+PER_PLATE = 400  # crops that are measured of a plate, or all it has
 PER_UNIT = 24  # of them from one field or well
+# Of a generated plate a few cells of every well: wells differ more than the cells of one do.
+EVERY_WELL = {"sites_per_well": 1, "images_per_site": 4}
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)  # of the pixels of a channel
 AREA_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 BLACK, WHITE = 0.01, 0.995  # quantiles of a plate's pixels that become 0 and 1
@@ -105,19 +107,21 @@ def inside_of_others(real: Mapping[str, Measures]) -> dict[str, int]:
     return found
 
 
-def plates_of(name: str, source: str, n: int) -> tuple[dict[str, np.ndarray], Sequence[str]]:
-    """About n crops of each plate of a data set, [n, CROP_PX, CROP_PX, c], and its channels.
+def plates_of(
+    name: str, source: str, options: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+    """`PER_PLATE` crops or so of each plate, [n, CROP_PX, CROP_PX, c], and the channels.
 
     Drawn from the builder itself, as few fields or wells as will do: nothing is prepared.
     """
     builder = find_builder(name)
-    plan = builder.plan_resolved(source, "", {})
+    plan = builder.plan_resolved(source, "", options)
     plates: dict[str, list[np.ndarray]] = {}
     order = np.random.default_rng(0).permutation(len(plan.units))
     for i in order:  # units are of one plate each
         plate = _plate_of(plan.units[i])
         held = plates.setdefault(plate, [])
-        if len(held) >= n:
+        if len(held) >= PER_PLATE:
             continue
         images = [image for _, image in builder.examples(plan.units[i], plan.shared)]
         chosen = np.linspace(0, len(images) - 1, min(PER_UNIT, len(images))).astype(int)
@@ -154,8 +158,8 @@ def _run(given: argparse.Namespace) -> None:
     workdir = Path(given.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     patches = read_patches(Path(given.tissue), SHOWN) if given.tissue else None
-    real, channels = plates_of("deepprofiler", given.cells, PER_PLATE)
-    generated, ours = plates_of("synthetic_cells", "", PER_PLATE // 4)
+    real, channels = plates_of("deepprofiler", given.cells, {})
+    generated, ours = plates_of("synthetic_cells", "", EVERY_WELL)
     if tuple(channels) != tuple(ours):
         raise InputError(f"--cells={given.cells}: channels {', '.join(channels)}, expected "
                          f"{', '.join(ours)}")  # fmt: skip

@@ -85,9 +85,10 @@ def _entry(one: Mapping[str, Any]) -> dict[str, Any]:
 def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     """The same as Markdown."""
     checks, audits = found["checks"], found["audits"]
+    processes = "1 process" if found["processes"] == 1 else f"{found['processes']} processes"
     lines = [
         f"`{found['command']}`, {found['started'][:10]}: {found['wall_s'] / 60:.1f} minutes in "
-        f"{found['processes']} processes on {found['devices']}, JAX {found['jax']}; "
+        f"{processes} on {found['devices']}, JAX {found['jax']}; "
         f"seed {found['seed']} of weights and batches. "
         f"{sum(check['holds'] for check in checks)} of {len(checks)} statements hold.",
         "",

@@ -32,10 +32,10 @@ MARGIN_PX = 4
 FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
-BRIGHTNESS = np.array([688, 558, 528, 558, 605, 498, 475, 498], np.float32)
-BACKGROUND = np.array([11.1, 14, 17.5, 23.4, 11.7, 22.5, 22.5, 15.4], np.float32)
+BRIGHTNESS = np.array([563, 457, 432, 457, 495, 408, 389, 408], np.float32)
+BACKGROUND = np.array([9.09, 12.7, 13.0, 19.2, 7.84, 18.4, 18.4, 12.6], np.float32)
 READ_NOISE = 1.5  # photons, standard deviation
-COUNTS_PER_PHOTON = 15.2
+COUNTS_PER_PHOTON = 18.6
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
 
 # Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
@@ -149,7 +149,7 @@ def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
             x[wanted == 0, 0] = y[wanted == 0, 0] = FAR_PX
 
     # Brightness is shared by the stains of a cell in part, and each stain's own in part.
-    stain = rng.lognormal(0, 0.233, (n, m, 1)) * rng.lognormal(0, 0.16, (n, m, c))
+    stain = rng.lognormal(0, 0.231, (n, m, 1)) * rng.lognormal(0, 0.119, (n, m, c))
     stain[:, :, 0] *= dial("dna_content")
     stain[:, :, 1:] *= dial("intensity")[:, :, None]
     for i, name in enumerate(CHANNELS[:c]):
@@ -226,35 +226,36 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
 
     grid = np.arange(s, dtype=np.float32)
     plain_x, plain_y = grid[None, None, :], grid[None, :, None]
-    owner, u, gap = _territories(cells, plain_x + 2.49 * bend_x, plain_y + 2.49 * bend_y)
+    owner, u, gap = _territories(cells, plain_x + 2.67 * bend_x, plain_y + 2.67 * bend_y)
 
     def of_owner(values: np.ndarray) -> np.ndarray:  # [n, m] -> [n, s, s]
         return np.take(values.ravel(), owner)
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(0.942 * edge_px + 0.0693, 0, 1)
+    inside = np.clip(0.955 * edge_px + 0.103, 0, 1)
     uu = u * u
-    glow = _decay(1.88 * uu)  # light of the whole height of a cell, in focus or not
+    belt = inside * _decay(2.5 * uu)  # between nucleus and border, where some stains are fainter
+    glow = _decay(1.97 * uu)  # light of the whole height of a cell, in focus or not
     polarity = dial("polarity")
     # Organelles lie around the nucleus or, the more polarity there is, in the lobes beside it.
-    around, aside = 1.13 - 0.9 * np.minimum(polarity, 1), polarity * (0.8 + 1.4 * polarity)
-    thickness = inside * (0.371 + 1.15 * around * _decay(8.3 * uu)) + 0.204 * glow
+    around, aside = 1.14 - 0.9 * np.minimum(polarity, 1), polarity * (0.536 + 1.27 * polarity)
+    thickness = inside * (0.46 + 0.942 * around * _decay(10.2 * uu)) + 0.137 * glow
 
-    dx = plain_x + 0.8 * bend_x - of_owner(cells.x)
-    dy = plain_y + 0.8 * bend_y - of_owner(cells.y)
+    dx = plain_x + 0.655 * bend_x - of_owner(cells.x)
+    dy = plain_y + 0.655 * bend_y - of_owner(cells.y)
     xx, xy, yy = (of_owner(values) for values in cells.nucleus)
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
-    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.745), 0, 1)
-    halo = _decay(0.423 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
+    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.61), 0, 1)
+    halo = _decay(0.427 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
     outside_nucleus = 1 - nucleus
-    cloud = 1 + 0.0963 * cloud
+    cloud = 1 + 0.144 * cloud
 
     # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
     relative_x, relative_y = dx / radius, dy / radius
     turns = (np.zeros_like(cells.hand), MITO_TURN * cells.hand, ER_TURN * cells.hand)
-    sharp = 0.27 + 1.93 * polarity  # a glow around the nucleus, or three spots
+    sharp = 0.227 + 1.86 * polarity  # a glow around the nucleus, or three spots
     lobes = []
     for turn in turns:
         angle = 2 * np.pi * (cells.golgi + turn).astype(np.float64)
@@ -268,33 +269,37 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
     photons[:, 0] = (
-        nucleus * (0.824 + chromatin_contrast * chromatin - 0.46 * nucleoli)
-        + 0.245 * halo
-        + 0.0452 * glow
+        nucleus * (0.824 + chromatin_contrast * chromatin - 0.439 * nucleoli)
+        + 0.271 * halo
+        + 0.037 * glow
     )
     photons[:, 1] = (
-        thickness * cloud * (0.522 + 0.0286 * outside_nucleus) + 1.86 * nucleoli + 2.52 * cap
+        thickness * cloud * (0.667 + 0.0234 * outside_nucleus)
+        - 0.307 * belt
+        + 2.19 * nucleoli
+        + 2.5 * cap
     )
-    reticulum = 1 + 0.607 * granularity * er
-    photons[:, 2] = thickness * cloud * (0.459 + 0.125 * outside_nucleus) * reticulum + (
-        2.16 * cap + 2.89 * aside * er_lobe
-    ) * (0.93 + 0.403 * reticulum)
+    reticulum = 1 + 0.407 * granularity * er
+    photons[:, 2] = thickness * cloud * (0.561 + 0.0838 * outside_nucleus) * reticulum + (
+        2.18 * cap + 2.89 * aside * er_lobe
+    ) * (0.947 + 0.445 * reticulum)
     if c > 3:
-        rim = inside * _decay(0.359 * (edge_px - 1) ** 2)
-        golgi = golgi_lobe * (0.603 + 0.477 * golgi_lobe) * (1 + 0.174 * chromatin)
+        rim = inside * _decay(0.438 * (edge_px - 1) ** 2)
+        golgi = golgi_lobe * (0.9 + 0.353 * golgi_lobe) * (1 + 0.117 * chromatin)
         photons[:, 3] = (
-            inside * (0.357 + 0.056 * fibres)
-            + 0.713 * thickness
-            + 0.0546 * rim
-            + 0.98 * nucleus
-            + (2.26 + 0.919 * aside) * golgi
+            inside * (0.44 + 0.0507 * fibres)
+            + 0.721 * thickness
+            - 0.177 * belt
+            + 0.0494 * rim
+            + 1.08 * nucleus
+            + (2.24 + 0.832 * aside) * golgi
         )
     if c > 4:
-        network = np.maximum(1 + 1.88 * granularity * mito, 0) * cloud
+        network = np.maximum(1 + 1.54 * granularity * mito, 0) * cloud
         photons[:, 4] = (
             0.0164 * glow
-            + inside * around * _decay(251.0 * uu) * (1.22 + 1.96 * outside_nucleus * network)
-            + (0.516 * cap + 0.592 * aside * mito_lobe) * (0.61 + 0.506 * network)
+            + inside * around * _decay(185.0 * uu) * (1.49 + 1.96 * outside_nucleus * network)
+            + (0.697 * cap + 0.439 * aside * mito_lobe) * (0.706 + 0.506 * network)
         )
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim
@@ -367,15 +372,21 @@ def expose(
     """
     counts = np.zeros_like(light)
     if noise:
-        # Shot noise as a Gaussian of the variance of Poisson's law: its skewness is left out, which
-        # is 1 / sqrt(photons), a third or less in the darkest channel at the usual exposure.
+        # Poisson's law with the read noise beside it, to its third cumulant (Cornish and Fisher
+        # 1938): a normal number z becomes sd z + skewness sd (z^2 - 1) / 6. Read noise is wide
+        # enough that single photons are not told apart.
         times = np.asarray(exposure, np.float32)[:, None, None, None]
-        sd = light * times
-        sd += np.float32(READ_NOISE**2)
-        np.sqrt(sd, out=sd)
-        sd /= times
+        photons = light * times
+        variance = photons + np.float32(READ_NOISE**2)
         counts = _normal(rng, light.shape)
-        counts *= sd
+        skewed = counts * counts
+        skewed -= 1
+        photons /= variance
+        photons *= np.float32(1 / 6)
+        skewed *= photons
+        counts *= np.sqrt(variance, out=variance)
+        counts += skewed
+        counts /= times
     counts += light
     counts *= np.float32(COUNTS_PER_PHOTON)
     counts += np.float32(CAMERA_OFFSET)

@@ -11,7 +11,8 @@ from .rendering import Optics
 
 CONTROL = "control"
 COLUMNS = 12  # of a plate
-BLUR_PX = 0.749  # usual sigma of the point-spread function
+# Usual sigma of the point-spread function, a channel of `rendering.CHANNELS`.
+BLUR_PX = np.array([0.805, 0.83, 0.703, 0.769, 0.63, 0.75, 0.75, 0.75])
 WELL_SPREAD = 0.02  # of the logarithm of a dial, between wells of one treatment
 CONFOUNDED_STEPS = 1.5  # that a batch of one treatment turns a dial, up or down
 POSITION_STEPS = 2.0  # that a dial is turned between the middle and the edge of a plate
@@ -218,7 +219,7 @@ def optics(preset: Preset, well: Well, seed: int) -> Optics:
     return Optics(
         gain=np.exp(scale * (gain + tilt)),
         background=np.exp(scale * background),
-        blur_px=np.clip(BLUR_PX * np.exp(scale * blur), 0.4, 1.6),
+        blur_px=np.clip(BLUR_PX[: preset.n_channels] * np.exp(scale * blur), 0.4, 1.6),
         ramp=(preset.ramp * well.down, preset.ramp * well.right),
     )
 
