@@ -115,7 +115,7 @@ def _mae(name: str, config: str, options: str, *, crop_px: int, steps: int) -> d
         ),
         "encoder": common.small_vit(crop_px),
         "objective": common.small_mae(),
-        "optimizer": common.adamw(),
+        "optimizer": {**common.adamw(), "warmup_steps": steps // 6},
         "train": _train(batch_size=128, steps=steps),
         "starts_from": "",
     }

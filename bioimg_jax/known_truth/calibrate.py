@@ -31,9 +31,10 @@ from bioimg_jax.known_truth.experiments import (
     encoder_folder,
     evaluate_preset,
     train_encoder,
+    training_of,
 )
 from bioimg_jax.report import write_calibration
-from bioimg_jax.train import Config
+from bioimg_jax.train import Config, build_run
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
@@ -182,7 +183,7 @@ def _done(tasks: Mapping[tuple[str, str], Task], processes: int) -> dict[tuple[s
 
 
 def _check(config: Config) -> None:
-    """`InputError` for a name that the config does not have, before anything takes time."""
+    """`InputError` for a wrong name or setting, before anything takes time."""
     encoders = config["encoders"]
     wanted = [(f"presets.{name}.encoders", encoder) for name, about in config["presets"].items()
               for encoder in command_line.names(about["encoders"])]  # fmt: skip
@@ -198,6 +199,11 @@ def _check(config: Config) -> None:
             first = encoders[first]["starts_from"]
         if first:
             raise InputError(f"encoders.{name}.starts_from: {' from '.join([*seen, first])}")
+    for name in _wanted(config):
+        try:
+            build_run(training_of(name, config), ("any",))  # channels come later, with the data
+        except InputError as error:
+            raise InputError(f"encoders.{name}: {error}") from None
     for name, about in config["audits"].items():
         if not hasattr(find_builder(about["name"]), "layout"):
             raise InputError(

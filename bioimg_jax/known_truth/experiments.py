@@ -62,6 +62,11 @@ def preset_folder(workdir: Path, name: str) -> Path:
     return workdir / "presets" / name
 
 
+def training_of(name: str, config: Config) -> Config:
+    """The config of a training that makes one of the encoders."""
+    return {**config["encoders"][name], "seed": config["seed"], "mesh": config["mesh"]}
+
+
 def train_encoder(name: str, config: Config, workdir: Path) -> float:
     """Trains one of the config's encoders unless that is done; returns the seconds it took.
 
@@ -69,15 +74,13 @@ def train_encoder(name: str, config: Config, workdir: Path) -> float:
     from weights that know what it is between.
     """
     begun = time.monotonic()
-    about = config["encoders"][name]
-    experiment = {**about, "seed": config["seed"], "mesh": config["mesh"]}
-    folder = encoder_folder(workdir, name)
+    experiment, folder = training_of(name, config), encoder_folder(workdir, name)
     with _process(workdir, folder):
         dataset = prepared(experiment["data"])
         run = build_run(experiment, dataset.declaration.channels)
         start = None
-        if about["starts_from"]:
-            first = open_checkpoint(encoder_folder(workdir, about["starts_from"]))
+        if experiment["starts_from"]:
+            first = open_checkpoint(encoder_folder(workdir, experiment["starts_from"]))
             start = open_trained([first])[0].start(run.mesh)
         train(run, dataset, folder, start_from=start)
     return time.monotonic() - begun

@@ -102,6 +102,8 @@ def test_what_it_cannot_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
          r"presets.position_only.encoders: 'other' is none of supervised_handedness"),
         ("encoders", "second", {"starts_from": "other"},
          r"encoders.second.starts_from: 'other' is none of supervised_handedness"),
+        ("encoders", "second", {"train": {"batch_size": 0}},
+         r"encoders.second: train.batch_size: 0, expected at least 1"),
         ("audits", "default", {"name": "two_textures"},
          r"audits.default: the design of data set 'two_textures' is not known without its images"),
     ):  # fmt: skip
