@@ -6,11 +6,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bioimg_jax.data.workers import keep_to_cores  # brings no JAX with it
+
 # Before JAX starts; the flag of a user's environment is kept.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if _WORKER := os.environ.get("PYTEST_XDIST_WORKER"):
+    keep_to_cores(int(_WORKER.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 # Compiling takes most of the time, and many tests compile the same: it is kept for the session, for
 # processes that tests start, and for the other workers of pytest-xdist, which inherit the setting.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

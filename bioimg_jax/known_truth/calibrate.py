@@ -163,7 +163,7 @@ def _done(tasks: Mapping[tuple[str, str], Task], processes: int) -> dict[tuple[s
     """What every task returned; says on stderr how far it is."""
     done: dict[tuple[str, str], Any] = {}
     begun = time.monotonic()
-    with worker_pool(processes) as pool:
+    with worker_pool(processes, share_cores=True) as pool:
         try:
             for key, result in run_in_order(pool, tasks, processes):
                 done[key] = result
