@@ -82,8 +82,10 @@ def prepare(
         final.parent.mkdir(parents=True, exist_ok=True)
         workers = max(1, min(workers or available_cores(), len(plan.units)))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_one_at_a_time(final.parent))
+            stack.enter_context(_one_at_a_time(_parts_folder(final)))
             if final.is_dir():  # another process prepared it while we waited
+                with contextlib.suppress(OSError):
+                    _parts_folder(final).rmdir()  # made just now, after the other was done with it
                 return final
             pool = executor or stack.enter_context(worker_pool(workers))
             job = _Job(builder, config, plan, content_hash, final, on_bad_image, pool, 2 * workers)
@@ -99,15 +101,24 @@ def prepare(
     return final
 
 
+def _parts_folder(final: Path) -> Path:
+    """Where the parts of a data set are until it is whole."""
+    return final.with_name(f".{final.name}.parts")
+
+
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process prepares in this folder: two would share their parts."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _one_at_a_time(parts_folder: Path) -> Iterator[None]:
+    """Makes the folder, and waits until no other process prepares the same data set in it.
+
+    It is gone where one did while we waited; then the data set is there.
+    """
+    parts_folder.mkdir(exist_ok=True)
+    descriptor = os.open(parts_folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another preparation in {folder}", file=sys.stderr)
+            print(f"waiting for another preparation in {parts_folder}", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -154,11 +165,10 @@ class _Job:
 
     @property
     def parts_folder(self) -> Path:
-        return self.final.with_name(f".{self.final.name}.parts")
+        return _parts_folder(self.final)
 
     def write_parts(self) -> list[Manifest]:
         """Decodes the parts that are not there yet; returns all manifests in order."""
-        self.parts_folder.mkdir(exist_ok=True)
         units = self.plan.units
         size = -(-len(units) // MAX_PARTS)
         chunks = [units[i : i + size] for i in range(0, len(units), size)]

@@ -281,12 +281,14 @@ def test_incomplete_folder_is_no_prepared_set(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_two_preparations_in_one_folder_take_turns(
+def test_two_preparations_of_one_data_set_take_turns(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    descriptor = os.open(out, os.O_RDONLY)  # as another process would
+    name = prepare(name="toy", source=str(source), out=tmp_path / "first", workers=1).name
+    parts = out / f".{name}.parts"
+    parts.mkdir(parents=True)
+    descriptor = os.open(parts, os.O_RDONLY)  # as another process would
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     done: list[Path] = []
     second = threading.Thread(
@@ -295,7 +297,11 @@ def test_two_preparations_in_one_folder_take_turns(
     second.start()
     while "waiting for another preparation" not in capsys.readouterr().err:
         time.sleep(0.01)
-    assert not done and not list(out.iterdir())
+    assert not done and list(out.iterdir()) == [parts] and not list(parts.iterdir())
+    np.save(source / "P4_A01_1.npy", np.zeros((4, 6, 6, 2), np.uint16))
+    other = prepare(name="toy", source=str(source), out=out, workers=1)  # of another one does not
+    assert other.is_dir() and not done
     os.close(descriptor)
     second.join()
-    assert done[0].is_dir()
+    assert done[0].name == name
+    assert {path.name for path in out.iterdir()} == {name, other.name}
