@@ -112,8 +112,11 @@ def _one_at_a_time(parts_folder: Path) -> Iterator[None]:
 
     It is gone where one did while we waited; then the data set is there.
     """
-    parts_folder.mkdir(exist_ok=True)
-    descriptor = os.open(parts_folder, os.O_RDONLY)
+    descriptor = -1
+    while descriptor < 0:
+        parts_folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the other one was done with it just now
+            descriptor = os.open(parts_folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

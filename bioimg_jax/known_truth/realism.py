@@ -110,9 +110,9 @@ def inside_of_others(real: Mapping[str, Measures]) -> dict[str, int]:
 def plates_of(
     name: str, source: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], Sequence[str]]:
-    """`PER_PLATE` crops or so of each plate, [n, CROP_PX, CROP_PX, c], and the channels.
+    """Up to some `PER_PLATE` crops of each plate, [n, CROP_PX, CROP_PX, c], and the channels.
 
-    Drawn from the builder itself, as few fields or wells as will do: nothing is prepared.
+    Drawn from the builder itself, no more fields or wells than it takes: nothing is prepared.
     """
     builder = find_builder(name)
     plan = builder.plan_resolved(source, "", options)

@@ -212,7 +212,7 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
 
     A pixel belongs to the cell it is nearest to in units of that cell's radius; everything else
     follows from the pixel's place in its cell and from random textures. The constants are no
-    biology: they were fitted to intensities and spectra of real plates (`known_truth.realism`).
+    biology: they were fitted to the curves of real plates that `known_truth.realism` compares.
     """
     n, s, c = len(cells.x), scene.canvas_px, scene.n_channels
 

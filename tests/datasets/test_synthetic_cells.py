@@ -448,6 +448,9 @@ def test_cells_lie_about_the_middle_or_a_mirrored_class_would_lie_beside_it(conf
         assert cells.there.all() and where.shape == (n, 2)
         error = where.std() / np.sqrt(where.size)
         assert abs(where.mean() - middle) < 4 * error < 0.4
+    # Two cells that overlap would show in how much light there is which of them is which.
+    gap = np.hypot(*(where[:, 0] - where[:, 1] for where in (cells.x, cells.y)))
+    assert (gap > cells.body_radius.sum(axis=1)).all()
 
 
 @pytest.mark.parametrize("config", ["handedness_only", "neighbour_agreement_only"])
