@@ -15,7 +15,7 @@ run: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(bin)/python -m pytest -n $(WORKERS) --dist worksteal -m "not peers and not gpu"
 
-# Parity with PyTorch, transformers and scib-metrics.
+# Parity with PyTorch, transformers, scib-metrics and copairs.
 test-peers: $(VENV)/.peers
 	$(bin)/python -m pytest -m "peers and not gpu"
 

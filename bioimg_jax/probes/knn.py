@@ -63,8 +63,8 @@ class KnnProbe:
         if features.ndim != 2 or features.shape[1] != width:
             raise InputError(f"kNN was given rows of {width} features, now {features.shape}")
         check_finite(features, "row")
-        rows = _unit_length(features)
-        order = _by_bytes(rows)
+        rows = unit_length(features)
+        order = by_bytes(rows)
         train, labels = self._blocks()
         n_train = np.int32(len(self.labels))
         # One more than the largest k shows whether the tie at it goes on.
@@ -74,7 +74,7 @@ class KnnProbe:
         with jax.default_matmul_precision("highest"):
             for first in range(0, len(rows), size):
                 here = order[first : first + size]
-                block = _padded(rows[here], size)
+                block = padded(rows[here], size)
                 nearest, positions = jax.device_get(_nearest(train, n_train, block, keep))
                 nearest = nearest[: len(here)].astype(np.float64)
                 found = self.labels[positions[: len(here)]]  # [b, keep]
@@ -92,8 +92,8 @@ class KnnProbe:
         """Training rows [g, t, d] and labels [g, t], padded to whole blocks."""
         size = min(TRAIN_BLOCK, padded_rows(len(self.labels)))
         total = -(-len(self.labels) // size) * size
-        rows = _padded(self.rows, total).reshape(-1, size, self.rows.shape[1])
-        labels = _padded(self.labels, total).reshape(-1, size)
+        rows = padded(self.rows, total).reshape(-1, size, self.rows.shape[1])
+        labels = padded(self.labels, total).reshape(-1, size)
         return jnp.asarray(rows), jnp.asarray(labels)
 
     def _tied(
@@ -105,8 +105,8 @@ class KnnProbe:
             train,
             labels,
             np.int32(len(self.labels)),
-            _padded(rows, size),
-            _padded(thresholds.astype(np.float32), size),
+            padded(rows, size),
+            padded(thresholds.astype(np.float32), size),
             self.n_classes,
         )
         return np.asarray(counts)[: len(rows)]
@@ -158,9 +158,9 @@ def fit_knn(
     """
     labels = np.asarray(labels, np.int32)
     _check(features, labels, n_classes, ks, temperature)
-    rows = _unit_length(features)
+    rows = unit_length(features)
     by_label = np.argsort(labels, kind="stable")  # equal rows are then sorted by class
-    order = by_label[_by_bytes(rows[by_label])]
+    order = by_label[by_bytes(rows[by_label])]
     return KnnProbe(
         ks=tuple(int(k) for k in ks),
         used_ks=tuple(min(int(k), len(rows)) for k in ks),
@@ -202,7 +202,7 @@ def _check(
     check_finite(features, "training row")
 
 
-def _unit_length(features: np.ndarray) -> np.ndarray:
+def unit_length(features: np.ndarray) -> np.ndarray:
     """Rows divided by their length, float32 [n, d]; rows of zeros stay.
 
     In float64 and by the largest feature first: squares of float16 do not overflow, and multiples
@@ -218,14 +218,14 @@ def _unit_length(features: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _by_bytes(rows: np.ndarray) -> np.ndarray:
+def by_bytes(rows: np.ndarray) -> np.ndarray:
     """The order int [n] that sorts rows [n, d] by their bytes, a stable sort."""
     width = rows.dtype.itemsize * rows.shape[1]
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, width)))[:, 0]
     return np.argsort(keys, kind="stable")
 
 
-def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
     """Rows [n, ...] followed by zeros up to [size, ...]."""
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
 
