@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from bioimg_jax.benchmarks import ladder
+from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.candidates import build_evaluation, own_floors
 from bioimg_jax.design import chosen_benchmarks
+from bioimg_jax.features.alignment import find_alignment
 from bioimg_jax.models import build_encoder
 from bioimg_jax.train import build_run
 
@@ -43,6 +45,7 @@ DOORS = {
     "pickle": (),
     "torch": (),
     "transformers": (),
+    "copairs": (),
 }
 
 
@@ -112,6 +115,14 @@ def test_every_config_is_built(path: Path) -> None:
     config = runpy.run_path(str(path))["get_config"]().to_dict()
     assert config["name"] == path.stem
     config["mesh"] = {"devices": 1, "model": 1, "fsdp": False}
+    if "profiles" in config:  # of features from files: no encoder, no images
+        settings = config["evaluate"]
+        assert [find_alignment(text) for text in settings["alignments"].split(";")]
+        columns = ["compound", "moa", "batch", "control"]
+        about = {"average": settings["average"], "permutations": 9, "seed": 0}
+        found, missing = find_protocols(settings["benchmarks"], columns, **about)
+        assert found and not missing
+        return None
     if "presets" not in config:
         return built(config)
     shared = {"seed": config["seed"], "mesh": config["mesh"]}

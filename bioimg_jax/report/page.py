@@ -397,8 +397,25 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         f"{one['name']} was trained on {one['images_seen']:,} crops of {one['trained_on']['name']} "
         f"({_labels(one['trained_on'])}{_start(one)}) and then frozen."
         for one in results["encoders"]
-        if not one["trained_on"]["hold_out"]
+        if one["kind"] == "trained" and not one["trained_on"]["hold_out"]
     ]
+    sentences += [
+        f"{one['name']} came as features; what it has seen is not known."
+        for one in results["encoders"]
+        if one["kind"] == "imported"
+    ]
+    sentences += [f"{k} was not run: {v}." for k, v in results.get("not_run", {}).items()]
+    shared = [
+        f"{table}, {alignment}"
+        for alignment, tables in results.get("alignments", {}).items()
+        for table, facts in tables.items()
+        if facts.get("controls_shared")
+    ]
+    if shared:
+        sentences.append(
+            f"Negatives are controls that the alignment has seen, so too much is told from them: "
+            f"{'; '.join(shared)}."
+        )
     benchmark = results["benchmarks"][0]
     for target in results["targets"]:
         rows = headline_rows(results["scores"], target["name"], benchmark)

@@ -1,0 +1,309 @@
+"""Are replicates found among controls, and treatments of one class among the others?
+
+    activity     replicates of a treatment against control wells (phenotypic activity)
+    consistency  treatments of one class against those of others, on their profiles
+
+Both rank by cosine and score by average precision (`probes/average_precision.py`), of which the
+part above chance is taken: (AP - E[AP]) / (1 - E[AP]), 0 by chance and 1 at best, so that groups of
+different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
+
+* **Controls.** An alignment and the negatives never share controls: `AlignedTable.parts`. A value
+  is the mean over the parts.
+* **Units.** The compound. For activity a compound's value is its own, whatever other compounds do;
+  for consistency its treatments are others' neighbours, so it is a pseudo-value of the whole score
+  without them.
+* **Which treatments are active**: p-values by permuted labels within plates
+  (`statistics/map_null.py`). Of two parts twice the mean of the p-values is one (Vovk & Wang,
+  Biometrika 107, 2020); q by Benjamini and Hochberg.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
+from bioimg_jax.benchmarks.moa import Treatments
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold, unit_names
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.aligned import AlignedTable
+from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.probes.average_precision import average_precision
+from bioimg_jax.probes.pairs import PairRules
+from bioimg_jax.statistics.intervals import t_interval
+from bioimg_jax.statistics.map_null import permutation_p
+from bioimg_jax.statistics.pseudo_values import pseudo_values
+
+ACTIVE = 0.05  # q below it
+METRIC = "normalised_map"
+GROUP, TREATED = "treatment", "treated"  # columns that pairs are made by
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """Mean normalised average precision of replicates against controls.
+
+    treatment: columns whose joint value is one. plate: replicates are ranked among the controls of
+    their own plate, and labels are permuted inside it; without it among all controls.
+    """
+
+    treatment: tuple[str, ...] = ("compound", "dose")
+    plate: tuple[str, ...] = ()
+    permutations: int = 1_000
+    seed: int = 0
+    name: str = "activity"
+    tokens = False
+    fits = 1
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"name": self.name, **self._settings}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "treatment": list(self.treatment),
+            "plate": list(self.plate),
+            "permutations": self.permutations,
+        }
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        """Every well meets every other."""
+        return 2 * len(fold.test) ** 2 * width
+
+    def check(self, target: Target) -> None:
+        _check(self.name, target)
+
+    def scores(
+        self,
+        table: FeatureTable,
+        folds: Sequence[Fold],
+        target: Target,
+        *,
+        representation: str,
+        kind: str,
+        seed: int,
+        exposure: str,
+        settings: Mapping[str, Any] | None = None,
+        permute_labels_seed: int | None = None,
+    ) -> list[Score]:
+        """One score. Raises `InputError` for a table without controls, or without replicates."""
+        self.check(target)
+        if not isinstance(table, AlignedTable):
+            raise InputError(f"{self.name} needs a table with controls, by `features.aligned`")
+        wells = np.unique(np.concatenate([fold.test for fold in folds]))
+        found = [self._part(table.obs, wells, *part) for part in table.parts()]
+        by_treatment = pd.concat(found).groupby(level=0, sort=True)
+        mean, p = by_treatment[METRIC].mean(), by_treatment["p"].mean()
+        p = p if len(found) == 1 else np.minimum(1.0, 2 * p)
+        tested = p.notna().to_numpy()
+        q = np.full(len(p), np.nan)
+        if tested.any():
+            q[tested] = false_discovery_control(p[tested])
+        names = unit_names(table.obs.iloc[wells], self.treatment)
+        units = pd.Series(unit_names(table.obs.iloc[wells], target.unit), index=names)
+        of_unit = units[~units.index.duplicated()].reindex(mean.index)
+        per_unit = mean.groupby(of_unit.to_numpy()).mean()
+        n_active = int(np.sum(q < ACTIVE))
+        return [
+            _score(
+                self.name,
+                target,
+                per_unit.index.tolist(),
+                per_unit.to_numpy(),
+                float(per_unit.mean()),
+                {
+                    "map": float(by_treatment["map"].mean().mean()),
+                    "fraction_active": n_active / max(int(tested.sum()), 1),
+                },
+                {
+                    **self._settings,
+                    **(settings or {}),
+                    "parts": len(found),
+                    "n_treatments": len(mean),
+                    "n_tested": int(tested.sum()),
+                    "n_active": n_active,
+                    "n_single_replicate": len(set(names)) - len(mean),
+                },
+                about={
+                    "representation": representation,
+                    "kind": kind,
+                    "seed": seed,
+                    "exposure": exposure,
+                },
+                layer=table.default,
+            )
+        ]
+
+    def _part(
+        self, obs: pd.DataFrame, wells: np.ndarray, features: np.ndarray, negatives: np.ndarray
+    ) -> pd.DataFrame:
+        """Of every treatment with replicates: normalised mAP, mAP and p, by its name."""
+        if not negatives.any():
+            raise InputError(f"{self.name}: no well is a control, expected some on every plate")
+        rows = np.concatenate([wells, np.setdiff1d(np.flatnonzero(negatives), wells)])
+        treated = np.arange(len(rows)) < len(wells)
+        pairs = obs.iloc[rows].reset_index(drop=True)
+        names = unit_names(pairs, self.treatment)
+        pairs[GROUP] = pd.Series(names).where(treated)
+        pairs[TREATED] = treated.astype(str)
+        rules = PairRules(pos_sameby=(GROUP,), neg_sameby=self.plate, neg_diffby=(TREATED,))
+        scored = average_precision(features[rows], pairs, rules, queries=treated)
+        of_query = pd.DataFrame(
+            {GROUP: names[scored.queries], METRIC: scored.normalised, "map": scored.values}
+        )
+        found = of_query.groupby(GROUP).mean()
+        test = permutation_p(
+            features[rows], pairs, GROUP, controls=~treated, within=self.plate,
+            neg_sameby=self.plate, permutations=self.permutations, seed=self.seed,
+        )  # fmt: skip
+        found["p"] = pd.Series(test.p, index=test.groups).reindex(found.index)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """Mean normalised average precision of treatments that share a class, of other compounds.
+
+    average: of the wells of a treatment, "median" or "mean".
+    """
+
+    treatment: tuple[str, ...] = ("compound", "dose")
+    average: str = "median"
+    name: str = "consistency"
+    tokens = False
+    fits = 1
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"name": self.name, **self._settings}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"treatment": list(self.treatment), "average": self.average}
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        """Every treatment meets every other, once without each compound."""
+        return 2 * len(fold.test) ** 2 * width
+
+    def check(self, target: Target) -> None:
+        _check(self.name, target)
+
+    def scores(
+        self,
+        table: FeatureTable,
+        folds: Sequence[Fold],
+        target: Target,
+        *,
+        representation: str,
+        kind: str,
+        seed: int,
+        exposure: str,
+        settings: Mapping[str, Any] | None = None,
+        permute_labels_seed: int | None = None,
+    ) -> list[Score]:
+        """One score a layer. Raises `InputError` where no class has two compounds."""
+        self.check(target)
+        treatments = Treatments.of(
+            table.obs,
+            np.unique(np.concatenate([fold.test for fold in folds])),
+            treatment=self.treatment,
+            compound=target.unit,
+            label=target.column,
+        )
+        found = []
+        for layer in table.widths:
+            profiles = treatments.profiles(table.layer(layer), self.average)
+            value, mean_ap = _consistency(profiles, treatments, np.ones(len(profiles), bool))
+            asked = _with_partner(treatments)
+            units = np.unique(treatments.compounds[asked])
+            without = [
+                _consistency(profiles, treatments, treatments.compounds != unit)[0]
+                for unit in units
+            ]
+            found.append(
+                _score(
+                    self.name,
+                    target,
+                    [treatments.compound_names[unit] for unit in units],
+                    pseudo_values(value, np.array(without)),
+                    value,
+                    {"map": mean_ap},
+                    {
+                        **self._settings,
+                        **(settings or {}),
+                        "per_unit": PSEUDO_VALUES,
+                        "n_treatments": int(asked.sum()),
+                        "n_alone": int((~asked).sum()),  # no other compound has their class
+                    },
+                    about={
+                        "representation": representation,
+                        "kind": kind,
+                        "seed": seed,
+                        "exposure": exposure,
+                    },
+                    layer=layer,
+                )
+            )
+        return found
+
+
+def _with_partner(treatments: Treatments) -> np.ndarray:
+    """Treatments whose class some other compound has too, bool [t]."""
+    held = pd.DataFrame({"compound": treatments.compounds, "label": treatments.labels})
+    return (held.groupby("label")["compound"].transform("nunique") > 1).to_numpy()
+
+
+def _consistency(
+    profiles: np.ndarray, treatments: Treatments, kept: np.ndarray
+) -> tuple[float, float]:
+    """Mean normalised AP and mean AP of the treatments that are kept, bool [t]."""
+    pairs = pd.DataFrame({"compound": treatments.compounds[kept], "label": treatments.labels[kept]})
+    rules = PairRules(pos_sameby=("label",), pos_diffby=("compound",), neg_diffby=("label",))
+    scored = average_precision(profiles[kept], pairs, rules)
+    return float(scored.normalised.mean()), float(scored.values.mean())
+
+
+def _check(name: str, target: Target) -> None:
+    if target.metric != METRIC:
+        raise InputError(f"target {target.name!r}: metric {target.metric!r}; {name} is {METRIC}")
+
+
+def _score(
+    benchmark: str,
+    target: Target,
+    units: list[str],
+    values: np.ndarray,
+    value: float,
+    others: dict[str, float | None],
+    settings: dict[str, Any],
+    *,
+    about: Mapping[str, Any],
+    layer: str,
+) -> Score:
+    block, _, pooling = layer.rpartition("/")
+    return Score(
+        benchmark=benchmark,
+        target=target.name,
+        split="no folds",
+        metric=target.metric,
+        higher_is_better=True,
+        chance=0.0,
+        ceiling=1.0,
+        block=block or layer,
+        pooling=pooling if block else "",
+        value=value,
+        per_unit=dict(zip(units, values.tolist(), strict=True)),
+        interval=t_interval(values),
+        n_units=len(units),
+        unit=target.unit,
+        search_budget=1,
+        other_metrics=others,
+        settings={**settings, "layer": layer},
+        **about,
+    )

@@ -1,0 +1,77 @@
+"""Files of features, a row a well, through the protocols that their metadata allow.
+
+    BIOIMG_DATA=PATH python -m bioimg_jax.profiles --config=configs/eval_profiles.py --workdir=OUT
+
+As it stands: BBBC021, the CellProfiler features of Ljosa et al. (2013), read from the folder
+bbbc021_profiles under PATH. For other files copy this config and change the section "profiles".
+"""
+
+import os
+
+import ml_collections
+
+FOLDER = os.path.join(os.environ.get("BIOIMG_DATA", "data"), "bbbc021_profiles")
+WELLS = os.path.join(FOLDER, "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz")
+
+
+def _table(kind: str, *, only: str = "") -> dict[str, str]:
+    return {
+        "kind": kind,  # imported (an encoder: it is judged), or count, pixels, layout, texture
+        "source": WELLS,  # .h5ad, .parquet, .csv, or .npz
+        "only": only,  # regular expression of the features' names; "" for all
+        "ignore": "",  # columns that are neither features nor metadata
+    }
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "eval_profiles",
+            "seed": 0,
+            "profiles": {
+                "tables": {
+                    "cellprofiler": _table("imported"),
+                    "count": _table("count", only="Number_Object_Number"),
+                    "intensity": _table("pixels", only="_Intensity_"),
+                },
+                "beside": "",  # the metadata of an .npz
+                # Column of the file -> its name here. Protocols read: compound, dose, moa, plate,
+                # well and batch.
+                "metadata": {"Image_Metadata_Plate": "plate", "Image_Metadata_Well": "well"},
+                "extract": {"batch": {"column": "plate", "pattern": r"^(Week\d+)_"}},
+                "joins": {  # in the order of their names
+                    "1_images": {
+                        "path": os.path.join(FOLDER, "BBBC021_v1_image.csv.gz"),
+                        "on": {
+                            "plate": "Image_Metadata_Plate_DAPI",
+                            "well": "Image_Metadata_Well_DAPI",
+                        },
+                        "columns": {
+                            "compound": "Image_Metadata_Compound",
+                            "dose": "Image_Metadata_Concentration",
+                        },
+                        "unmatched": "error",  # or drop, or keep
+                    },
+                    "2_moa": {
+                        "path": os.path.join(FOLDER, "BBBC021_v1_moa.csv"),
+                        "on": {"compound": "compound", "dose": "concentration"},
+                        "columns": {"moa": "moa"},
+                        "unmatched": "keep",
+                    },
+                },
+                "unique": "plate,well",
+                "control": {"column": "compound", "values": "DMSO"},  # column "": no controls
+            },
+            "evaluate": {
+                # The first one is the primary one.
+                "alignments": "centerscale_on_controls; none; pca_cs; tvn; tvn_deepprofiler",
+                "align_by": "plate",  # column whose values are brought together
+                "benchmarks": "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency",
+                "floors": "chance,count,intensity",
+                "audit": "batch,plate,well",  # columns that may give the answer away
+                "average": "mean",  # of the wells of a treatment, or median
+                "permutations": 1_000,  # of labels, for the share of active treatments
+                "delta": 0.03,
+            },
+        }
+    )

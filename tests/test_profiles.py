@@ -1,0 +1,194 @@
+"""Files of features through the protocols: from a csv to verdicts, and what cannot be run."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioimg_jax import profiles
+from bioimg_jax.benchmarks.protocols import find_protocols
+from bioimg_jax.errors import InputError
+from tests import tiny
+
+CONFIG = tiny.ROOT / "configs" / "eval_profiles.py"
+PLATES, CLASSES, COMPOUNDS = 4, 4, 16
+
+
+def screen(folder: Path, *, signal: float, seed: int = 0) -> Path:
+    """A csv of wells: compounds of four classes, a well a plate, and controls; features and count.
+
+    signal: how far apart classes are, in standard deviations of a feature.
+    """
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(0, signal, (CLASSES, 12))
+    rows = []
+    for plate in range(PLATES):
+        order = rng.permutation(COMPOUNDS + 8)  # of wells, new on every plate
+        shift = rng.normal(0, 1.0, 12)
+        for place, number in enumerate(order):
+            control = number >= COMPOUNDS
+            features = rng.normal(0, 1, 12) + shift
+            if not control:
+                features = features + centre[number % CLASSES]
+            rows.append(
+                {
+                    "Metadata_plate": f"P{plate}",
+                    "Metadata_well": f"{'AB'[place // 12]}{place % 12 + 1:02d}",
+                    "Metadata_compound": "DMSO" if control else f"c{number:02d}",
+                    "Metadata_moa": "" if control else f"m{number % CLASSES}",
+                    "Metadata_batch": f"P{plate}",
+                    "Count": float(rng.poisson(100)),
+                    **{f"f{i}": value for i, value in enumerate(features)},
+                }
+            )
+    path = folder / "wells.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def config(path: Path, **changes: Any) -> dict[str, Any]:
+    found = runpy.run_path(str(CONFIG))["get_config"]().to_dict()
+    table = {"source": str(path), "ignore": ""}
+    found["profiles"] |= {
+        "tables": {
+            "encoder": table | {"kind": "imported", "only": "^f"},
+            "count": table | {"kind": "count", "only": "^Count$"},
+        },
+        "metadata": {}, "extract": {}, "joins": {}, "unique": "plate,well",
+        "control": {"column": "compound", "values": "DMSO"},
+    }  # fmt: skip
+    found["evaluate"] |= {
+        "alignments": "none; centerscale_on_controls", "floors": "chance,count,twin",
+        "permutations": 99, "benchmarks": "nsc,activity,consistency", **changes,
+    }  # fmt: skip
+    return found
+
+
+def of(results: dict[str, Any], target: str, alignment: str, name: str) -> dict[str, Any]:
+    return next(
+        row
+        for row in results["scores"]
+        if (row["target"], row["benchmark"], row["representation"]) == (target, alignment, name)
+    )
+
+
+def test_signal_is_found_and_is_above_its_floors(tmp_path: Path) -> None:
+    results = profiles.evaluate_profiles(config(screen(tmp_path, signal=2.0)), tmp_path / "out")
+    assert set(results["not_run"]) == set()
+    assert results["omitted"] == {"twin": profiles.NO_IMAGES}
+    for target, alignment in (("nsc", "centerscale_on_controls"), ("activity", "none")):
+        assert of(results, target, alignment, "encoder")["value"] > 0.5
+        assert of(results, target, alignment, "count")["value"] < 0.4
+    words = {(v["target"], v["benchmark"]): v["word"] for v in results["verdicts"]}
+    assert words["nsc", "centerscale_on_controls"] == words["activity", "none"] == "above"
+    apart = of(results, "activity", "centerscale_on_controls", "encoder")["settings"]
+    assert apart["parts"] == 2 and apart["n_treatments"] == COMPOUNDS
+    assert of(results, "activity", "none", "encoder")["settings"]["parts"] == 1
+    # Batches bring classes down to chance where nothing takes them out, and not where it does.
+    aligned, raw = (
+        of(results, "consistency", a, "encoder")["value"]
+        for a in ("centerscale_on_controls", "none")
+    )
+    assert aligned >= raw - 0.05
+
+
+def test_without_signal_nothing_is_above(tmp_path: Path) -> None:
+    results = profiles.evaluate_profiles(config(screen(tmp_path, signal=0.0)), tmp_path / "out")
+    assert "above" not in {v["word"] for v in results["verdicts"]}
+    for alignment in results["benchmarks"]:
+        found = of(results, "activity", alignment, "encoder")
+        assert found["other_metrics"]["fraction_active"] == 0.0
+        assert abs(of(results, "nsc", alignment, "encoder")["value"] - 0.2) < 0.25
+
+
+def test_a_treatment_that_stays_in_its_well_is_confounded(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=1.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    number = wells["Metadata_compound"].map({n: i for i, n in enumerate(
+        sorted(set(wells["Metadata_compound"])))})  # fmt: skip
+    dmso = wells["Metadata_compound"] == "DMSO"
+    number[dmso] = COMPOUNDS + 1 + wells[dmso].groupby("Metadata_plate").cumcount()
+    wells["Metadata_well"] = number.map(lambda i: f"{'ABC'[i // 12]}{i % 12 + 1:02d}")
+    wells.to_csv(path, index=False)
+    results = profiles.evaluate_profiles(config(path), tmp_path / "out")
+    target = next(t for t in results["targets"] if t["name"] == "activity")
+    assert target["verdict"] == "confounded" and "well" in target["reason"]
+    assert {v["word"] for v in results["verdicts"] if v["target"] == "activity"} == {"confounded"}
+
+
+def test_the_command_writes_a_report_and_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = screen(tmp_path, signal=1.0)
+    pd.read_csv(path, keep_default_na=False).drop(columns="Metadata_batch").to_csv(
+        path, index=False
+    )
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps(config(path, benchmarks="nsc,nscb_unidino")))
+    written = tmp_path / "config.py"
+    written.write_text(
+        "import json, ml_collections, pathlib\n"
+        "def get_config():\n"
+        f"    text = pathlib.Path({str(settings)!r}).read_text()\n"
+        "    return ml_collections.ConfigDict(json.loads(text))\n"
+    )
+    command = ["profiles", f"--config={written}", f"--workdir={tmp_path / 'out'}"]
+    assert profiles.main(command) == 0
+    said = capsys.readouterr()
+    assert "not run: nscb_unidino, because the metadata have no column batch" in said.err
+    assert "verdict on encoder" in said.out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "rows of features" in page and "nscb_unidino was not run" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluate": {"benchmarks": "nsk"}}, "evaluate.benchmarks: 'nsk', expected some of nsc"),
+        ({"evaluate": {"alignments": "tvm"}}, "no alignment 'tvm'; did you mean 'tvn'"),
+        ({"evaluate": {"alignments": "tvn;tvn"}}, "names one twice"),
+        ({"evaluate": {"align_by": "week"}}, "alignment over column 'week', which does not exist"),
+        ({"evaluate": {"floors": "chance,nuclei"}}, "evaluate.floors: 'nuclei' is none of chance"),
+        ({"profiles": {"control": {"column": "drug", "values": "DMSO"}}}, "'drug' is no column"),
+        ({"profiles": {"control": {"column": "moa", "values": "x"}}}, "no well has 'moa' x"),
+        ({"profiles": {"tables": {}}}, "profiles.tables: none"),
+        ({"profiles": {"unique": "plate"}}, "both are plate"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    settings = config(screen(tmp_path, signal=0.0))
+    for section, values in change.items():
+        settings[section] |= values
+    with pytest.raises(InputError, match=message):
+        profiles.evaluate_profiles(settings, tmp_path / "out")
+
+
+def test_a_kind_that_is_none_and_tables_of_other_wells_are_refused(tmp_path: Path) -> None:
+    settings = config(screen(tmp_path, signal=0.0))
+    settings["profiles"]["tables"]["count"]["kind"] = "cells"
+    with pytest.raises(InputError, match=r"tables.count.kind: 'cells', expected one of"):
+        profiles.evaluate_profiles(settings, tmp_path / "out")
+    (tmp_path / "b").mkdir()
+    other = screen(tmp_path / "b", signal=0.0, seed=1)
+    settings["profiles"]["tables"]["count"] |= {"kind": "count", "source": str(other)}
+    with pytest.raises(InputError, match="count and encoder have other metadata"):
+        profiles.evaluate_profiles(settings, tmp_path / "out")
+
+
+def test_what_the_design_cannot_answer_is_not_run(tmp_path: Path) -> None:
+    settings = config(screen(tmp_path, signal=1.0), benchmarks="nsc,nscb_deepprofiler")
+    results = profiles.evaluate_profiles(settings, tmp_path / "out")
+    assert [target["name"] for target in results["targets"]] == ["nsc"]
+    assert "0 of 4 classes take part" in results["not_run"]["nscb_deepprofiler"]
+
+
+def test_protocols_without_their_columns_say_which() -> None:
+    found, missing = find_protocols(
+        "activity,nsc", ["compound", "moa"], average="mean", permutations=9, seed=0
+    )
+    assert [protocol.name for protocol in found] == ["nsc"]
+    assert missing == {"activity": "the metadata have no column control"}
