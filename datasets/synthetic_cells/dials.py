@@ -43,7 +43,7 @@ BIOLOGY = {
     "granularity": Dial(0.111, 2.0, 0.08, 0.02, 1.2, "relative contrast of the organelles"),
     "colocalisation": Dial(
         0.0, 0.9, 0.0, -1, 1,
-        "correlation of ER and mitochondria in the coarse band, its negative in the fine", log=False,
+        "correlation of ER and mitochondria: coarse band, its negative in the fine", log=False,
     ),
     "handedness": Dial(
         0.0, 1.0, 0.0, -1, 1, "of the organelles around a nucleus: -1 all left, 1 all right",
