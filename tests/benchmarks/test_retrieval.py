@@ -1,0 +1,145 @@
+"""Activity and consistency: average precisions by plain loops, units, and controls held out."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioimg_jax.benchmarks.protocols import find_protocols
+from bioimg_jax.benchmarks.retrieval import METRIC, Activity
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.aligned import align
+from bioimg_jax.features.alignment import find_alignment
+from bioimg_jax.features.table import FeatureTable, read_table, write_table
+from bioimg_jax.probes.average_precision import chance
+
+ABOUT = {"representation": "x", "kind": "imported", "seed": 0, "exposure": "unknown"}
+
+
+def wells(*, plates: int = 3, compounds: int = 6, controls: int = 4) -> pd.DataFrame:
+    rows = [
+        {"plate": f"P{p}", "well": f"A{w:02d}", "compound": name, "dose": 1.0, "moa": moa}
+        for p in range(plates)
+        for w, (name, moa) in enumerate(
+            [(f"c{i}", f"m{i % 2}") for i in range(compounds)] + [("DMSO", None)] * controls
+        )
+    ]
+    return pd.DataFrame(rows).assign(control=lambda obs: obs["compound"] == "DMSO")
+
+
+def table(folder: Path, obs: pd.DataFrame, features: np.ndarray) -> FeatureTable:
+    path = folder / "table.h5ad"
+    batches = [(np.arange(len(obs)), {"features": features})]
+    write_table(
+        path, obs, {"features": features.shape[1]}, "features", batches, {}, dtype="float32"
+    )
+    return dataclasses.replace(read_table(path), obs=obs)
+
+
+def normalised_ap(query: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
+    """By sorting; without ties."""
+
+    def cosine(rows: np.ndarray) -> np.ndarray:
+        return rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+
+    similar = np.concatenate([cosine(positives), cosine(negatives)])
+    right = (np.arange(len(similar)) < len(positives))[np.argsort(-similar)]
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    expected = chance(np.array([len(positives)]), np.array([len(similar)]))[0]
+    return float((precision[right].mean() - expected) / (1 - expected))
+
+
+def test_activity_is_replicates_among_the_controls_of_their_plate(tmp_path: Path) -> None:
+    obs = wells()
+    features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
+    aligned = align(table(tmp_path, obs, features), find_alignment("none"), batch="plate")
+    (protocol,), _ = find_protocols(
+        "activity", list(obs.columns), average="mean", permutations=49, seed=0
+    )
+    (score,) = protocol.benchmark.scores(aligned, [protocol.fold(obs)], protocol.target, **ABOUT)
+    expected = {}
+    for compound, of in obs[~obs["control"]].groupby("compound"):
+        found = []
+        for i in of.index:
+            same_plate = obs["control"] & (obs["plate"] == obs["plate"][i])
+            others = of.index.drop(i)
+            found.append(normalised_ap(features[i], features[others], features[same_plate]))
+        expected[compound] = np.mean(found)
+    assert score.per_unit == pytest.approx(expected, abs=1e-6)
+    assert score.value == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
+    assert score.metric == METRIC and score.n_units == 6
+    assert score.settings["n_treatments"] == score.settings["n_tested"] == 6
+
+
+def test_negatives_are_controls_that_the_alignment_has_not_seen(tmp_path: Path) -> None:
+    obs = wells(controls=6)
+    features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
+    found = align(
+        table(tmp_path, obs, features), find_alignment("centerscale_on_controls"), batch="plate"
+    )
+    parts = list(found.parts())
+    assert len(parts) == 2 and not found.facts["controls_shared"]
+    assert not (parts[0].negatives & parts[1].negatives).any()
+    np.testing.assert_array_equal(parts[0].negatives | parts[1].negatives, obs["control"])
+    for features_of_part, negatives in parts:
+        for plate in obs["plate"].unique():  # fitted on the others: they are centred
+            seen = obs["control"].to_numpy() & ~negatives & (obs["plate"] == plate).to_numpy()
+            np.testing.assert_allclose(features_of_part[seen].mean(axis=0), 0, atol=1e-6)
+    at_one = align(
+        table(tmp_path, obs.assign(well="A01"), features),
+        find_alignment("centerscale_on_controls"),
+        batch="plate",
+    )
+    assert at_one.facts["controls_shared"] and len(list(at_one.parts())) == 1
+
+
+def test_consistency_is_classes_among_other_compounds(tmp_path: Path) -> None:
+    obs = wells(controls=0)
+    features = np.random.default_rng(1).normal(size=(len(obs), 5)).astype(np.float32)
+    held = table(tmp_path, obs, features)
+    (protocol,), _ = find_protocols(
+        "consistency", list(obs.columns), average="mean", permutations=9, seed=0
+    )
+
+    def value(kept: pd.DataFrame) -> float:
+        profiles = kept.groupby("compound").apply(
+            lambda of: features[of.index].mean(axis=0), include_groups=False
+        )
+        moa = kept.groupby("compound")["moa"].first()
+        found = []
+        for name, profile in profiles.items():
+            same = [p for n, p in profiles.items() if n != name and moa[n] == moa[name]]
+            others = [p for n, p in profiles.items() if moa[n] != moa[name]]
+            found.append(normalised_ap(profile, np.stack(same), np.stack(others)))
+        return float(np.mean(found))
+
+    (score,) = protocol.benchmark.scores(held, [protocol.fold(obs)], protocol.target, **ABOUT)
+    assert score.value == pytest.approx(value(obs), abs=1e-6)
+    names = sorted(set(obs["compound"]))
+    without = np.array([value(obs[obs["compound"] != name]) for name in names])
+    expected = score.value + (len(names) - 1) * (without.mean() - without)
+    assert score.per_unit == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-5)
+
+
+def test_what_they_cannot_score_is_one_line(tmp_path: Path) -> None:
+    obs = wells()
+    features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
+    held = table(tmp_path, obs, features)
+    (protocol,), _ = find_protocols(
+        "activity", list(obs.columns), average="mean", permutations=9, seed=0
+    )
+    fold = protocol.fold(obs)
+    with pytest.raises(InputError, match="activity needs a table with controls"):
+        Activity().scores(held, [fold], protocol.target, **ABOUT)
+    wrong = dataclasses.replace(protocol.target, metric="accuracy")
+    with pytest.raises(InputError, match="metric 'accuracy'; activity is normalised_map"):
+        Activity().scores(held, [fold], wrong, **ABOUT)
+    none = align(table(tmp_path, obs.assign(control=False), features), find_alignment(""), batch="")
+    with pytest.raises(InputError, match="no well is a control"):
+        Activity().scores(none, [fold], protocol.target, **ABOUT)
+    with pytest.raises(InputError, match="alignment over column 'week', which does not exist"):
+        align(held, find_alignment("standardise"), batch="week")
+    with pytest.raises(InputError, match="no well that is no control has a 'compound'"):
+        protocol.fold(obs.assign(control=True))
