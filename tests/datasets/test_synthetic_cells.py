@@ -26,6 +26,7 @@ from bioimg_jax.statistics.audit import audit
 BUILDER = find_builder("synthetic_cells")
 HOME: Any = sys.modules[BUILDER.__module__]
 RENDERING: Any = sys.modules[f"{BUILDER.__module__}.rendering"]
+SCREEN: Any = sys.modules[f"{BUILDER.__module__}.screen"]
 CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito")
 PRESETS = [config.name for config in BUILDER.BUILDER_CONFIGS]
 # Of `digest` of the images that the test below draws. Another value means another data set: raise
@@ -280,6 +281,33 @@ def test_handedness_is_of_all_cells_and_agreement_of_the_rest(n_there: int) -> N
     assert abs(free.mean()) < error and abs(agreeing.mean()) < error
     assert (np.abs(agreeing.sum(axis=1)) == n_there).all()
     assert (np.abs(free.sum(axis=1)) == n_there % 2).all()  # just half of an even number
+
+
+@pytest.mark.parametrize("tie", ["batch", "plate", "position"])
+@pytest.mark.parametrize("label", ["intensity", "dna_content"])
+def test_a_dial_can_be_tied_to_a_nuisance_and_to_the_label_too(tie: str, label: str) -> None:
+    options = {"label": label, tie: "dna_content", "n_plates": 28}
+    plan, free = planned("custom", **options), planned("custom", label=label, n_plates=28)
+
+    def stained(of: Plan) -> pd.DataFrame:
+        """Logarithm of the DNA stain in every well, in steps of the dial."""
+        rows = []
+        for unit in of.units:
+            preset, seed, well = BUILDER.well(unit, of.shared)
+            dials = SCREEN.draw_dials(
+                np.random.default_rng(unit.data["number"]), preset, well, seed, 50
+            )
+            stain = np.log(dials["dna_content"]).mean() / np.log(HOME.DIALS["dna_content"].effect)
+            rows.append((well.plate, well.batch, well.right, well.treatment.name, stain))
+        return pd.DataFrame(rows, columns=["plate", "batch", "position", "treatment", "stain"])
+
+    tied, untied = stained(plan), stained(free)
+    moved = tied["stain"] - untied["stain"]  # the same wells, treatments and random numbers
+    by_level = moved.groupby(tied[tie])
+    assert by_level.std().max() < 1e-9  # the nuisance alone, whatever the treatment
+    assert by_level.mean().std() > 0.4
+    apart = tied.groupby("treatment")["stain"].mean()
+    assert (apart.max() - apart.min() > 1.5) == (label == "dna_content")
 
 
 def test_cells_of_a_well_can_be_tied_to_a_nuisance() -> None:
