@@ -397,12 +397,12 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
         f"{one['name']} was trained on {one['images_seen']:,} crops of {one['trained_on']['name']} "
         f"({_labels(one['trained_on'])}{_start(one)}) and then frozen."
         for one in results["encoders"]
-        if one["kind"] == "trained" and not one["trained_on"]["hold_out"]
+        if "trained_on" in one and not one["trained_on"]["hold_out"]
     ]
     sentences += [
         f"{one['name']} came as features; what it has seen is not known."
         for one in results["encoders"]
-        if one["kind"] == "imported"
+        if one.get("kind") == "imported"
     ]
     sentences += [f"{k} was not run: {v}." for k, v in results.get("not_run", {}).items()]
     shared = [
