@@ -551,7 +551,7 @@ def share_active(aligned, negatives, position, draws=199):
 @pytest.mark.parametrize("name", [*METHODS, "mad_robustise,tvn"])
 def test_treatments_without_effect_are_not_active(name, d):
     shares = []
-    for seed in range(3):
+    for seed in range(6):
         features, batch, position = null_screen(d, seed)
         controls = position < CONTROLS
         for part in cross_fit(find_alignment(name), features, batch, controls, position):
