@@ -188,6 +188,12 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
             )
 
 
+def check_not_a_training(workdir: Path) -> None:
+    """`InputError` for the folder of a training, whose config.json another run would replace."""
+    if (workdir / "checkpoints").exists():
+        raise InputError(f"--workdir={workdir} is a training's; choose another one")
+
+
 def names(text: str) -> list[str]:
     """The names of a config's "one,another"."""
     return [part.strip() for part in text.split(",") if part.strip()]

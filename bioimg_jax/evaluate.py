@@ -203,19 +203,21 @@ def _run(arguments: Sequence[str]) -> None:
         print_plan(evaluation, dataset)
         return
     workdir = Path(given["workdir"])
-    if (workdir / "checkpoints").exists():
-        raise InputError(f"--workdir={workdir} is a training's; choose another one")
+    command_line.check_not_a_training(workdir)
     with command_line.locked(workdir):
         checkpoints = [str(one.saved.directory) for one in evaluation.trained]
         record = {**config, "content_hash": dataset.content_hash, "checkpoints": checkpoints}
         command_line.write_json(workdir / "config.json", record)
         results = evaluate(evaluation, dataset, workdir)
         command = shlex.join(["python", "-m", "bioimg_jax.evaluate", *arguments[1:]])
-        publish(
-            workdir,
-            about_run(evaluation, command=command, start=start, kind="evaluation"),
-            results,
+        run = about_run(
+            seed=config["seed"],
+            n_devices=evaluation.mesh.size,
+            command=command,
+            start=start,
+            kind="evaluation",
         )
+        publish(workdir, run, results)
 
 
 def prepared(data: Config) -> Dataset:

@@ -100,7 +100,8 @@ def run(config: dict[str, Any], workdir: Path, *, command: str) -> None:
         evaluation = build_evaluation(config, setup.channels, checkpoints)
         found = evaluate.evaluate(evaluation, dataset, workdir)
         facts = results.about_run(
-            evaluation,
+            seed=config["seed"],
+            n_devices=evaluation.mesh.size,
             command=command,
             start=start,
             kind="training",

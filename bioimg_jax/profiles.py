@@ -24,15 +24,15 @@ from bioimg_jax import command_line
 from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, cases, floor_ids
 from bioimg_jax.benchmarks.protocols import Protocol, find_protocols
 from bioimg_jax.benchmarks.score import Score
-from bioimg_jax.data.levels import column_levels
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.aligned import CONTROL, AlignedTable, Part, align, controls_of
+from bioimg_jax.features.aligned import CONTROL, AlignedTable, align, unaligned
 from bioimg_jax.features.alignment import Alignment, find_alignment
 from bioimg_jax.features.imported import Join, import_table
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.representations.metadata import MetadataRepresentation
 from bioimg_jax.representations.representation import ENCODERS
-from bioimg_jax.results import publish
+from bioimg_jax.results import about_run, publish
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.verdict import Verdict, judge
 
@@ -59,18 +59,18 @@ def _run(arguments: Sequence[str]) -> None:
         raise InputError("--workdir=DIR is missing: where tables and results are kept")
     settle_cpu()
     start, workdir = time.time(), Path(given["workdir"])
+    command_line.check_not_a_training(workdir)
     with command_line.locked(workdir):
         command_line.write_json(workdir / "config.json", config)
         results = evaluate_profiles(config, workdir)
-        run = {
-            "kind": "profiles",
-            "command": shlex.join(["python", "-m", "bioimg_jax.profiles", *arguments[1:]]),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
-            "wall_s": round(time.time() - start, 1),
-            "seed": config["seed"],
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "jax": jax.__version__,
-        }
+        command = shlex.join(["python", "-m", "bioimg_jax.profiles", *arguments[1:]])
+        run = about_run(
+            seed=config["seed"],
+            n_devices=jax.device_count(),
+            command=command,
+            start=start,
+            kind="profiles",
+        )
         publish(workdir, run, results)
 
 
@@ -244,11 +244,13 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
     }  # fmt: skip
     found: dict[str, Score] = {}
     for chosen in [*([c] for c in columns), *([columns] if len(columns) > 1 else [])]:
-        held = _one_hot(table, chosen)
+        held = _of_metadata(table, chosen)
         (score,) = _scores(protocol, held, "none", " and ".join(chosen), "metadata", seed)
         found[" and ".join(chosen)] = score
     if not found:
-        _scores(protocol, _one_hot(table, [protocol.target.column]), "none", "", "metadata", seed)
+        _scores(
+            protocol, _of_metadata(table, [protocol.target.column]), "none", "", "metadata", seed
+        )
         return result
     best = max(found, key=lambda name: found[name].value)
     for column in columns:
@@ -281,22 +283,12 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
     return result
 
 
-def _one_hot(table: FeatureTable, columns: Sequence[str]) -> AlignedTable:
-    """Columns of the metadata as features, a level a column."""
-    parts = []
-    for column in columns:
-        codes, names = column_levels(table.obs[column])
-        parts.append(np.eye(len(names), dtype=np.float32)[codes])
-    features, controls = np.concatenate(parts, axis=1), controls_of(table.obs)
-    return AlignedTable(
-        path=table.path,
-        obs=table.obs,
-        widths={"metadata": features.shape[1]},
-        default="metadata",
-        provenance={},
-        features=features,
-        make_parts=lambda: iter([Part(features, controls)]),
-        facts={"alignment": "none"},
+def _of_metadata(table: FeatureTable, columns: Sequence[str]) -> AlignedTable:
+    """Columns of the metadata as the features of a table."""
+    made = MetadataRepresentation(table.obs, columns)
+    ((layer, features),) = made.features({"index": np.arange(len(table.obs))}).items()
+    return unaligned(
+        dataclasses.replace(table, widths=dict(made.layers), default=layer), np.asarray(features)
     )
 
 

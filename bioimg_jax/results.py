@@ -11,7 +11,7 @@ import numpy as np
 import bioimg_jax
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.score import SCHEMA_VERSION, headline_rows
-from bioimg_jax.candidates import Evaluation, Trained
+from bioimg_jax.candidates import Trained
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
@@ -83,7 +83,7 @@ def published(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def about_run(
-    evaluation: Evaluation, *, command: str, start: float, kind: str, **more: Any
+    *, seed: int, n_devices: int, command: str, start: float, kind: str, **more: Any
 ) -> dict[str, Any]:
     """The "run" section of the results; `start`: `time.time()` when it began."""
     return {
@@ -91,8 +91,8 @@ def about_run(
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
         "wall_s": round(time.time() - start, 1),
-        "seed": evaluation.config["seed"],
-        "devices": f"{evaluation.mesh.size} x {jax.devices()[0].device_kind}",
+        "seed": seed,
+        "devices": f"{n_devices} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
         **more,
     }

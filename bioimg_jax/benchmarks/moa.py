@@ -38,7 +38,7 @@ from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.probes.knn import TIE
 from bioimg_jax.statistics.intervals import t_interval
 from bioimg_jax.statistics.neighbours import unit_rows
-from bioimg_jax.statistics.pseudo_values import pseudo_values
+from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 NSC, DEEPPROFILER, UNIDINO = RULES = ("nsc", "deepprofiler", "unidino")
 NAMES = {NSC: "nsc", DEEPPROFILER: "nscb_deepprofiler", UNIDINO: "nscb_unidino"}
@@ -317,8 +317,8 @@ class Moa:
                 profiles = np.pad(profiles, ((0, 0), (0, 1)), constant_values=size)
             matches = match(profiles, treatments, self.rule)
             units = [treatments.compound_names[unit] for unit in matches.units]
-            values = pseudo_values(matches.value, matches.without)
-            shown = t_interval(pseudo_values(matches.value, matches.without_queries))
+            values = centred_pseudo_values(matches.value, matches.without)
+            shown = t_interval(centred_pseudo_values(matches.value, matches.without_queries))
             mine = matches.takes_part
             block, _, pooling = layer.rpartition("/")
             found.append(

@@ -37,7 +37,7 @@ from bioimg_jax.probes.average_precision import average_precision
 from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.statistics.intervals import t_interval
 from bioimg_jax.statistics.map_null import permutation_p
-from bioimg_jax.statistics.pseudo_values import pseudo_values
+from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
 METRIC = "normalised_map"
@@ -80,17 +80,7 @@ class Activity:
         _check(self.name, target)
 
     def scores(
-        self,
-        table: FeatureTable,
-        folds: Sequence[Fold],
-        target: Target,
-        *,
-        representation: str,
-        kind: str,
-        seed: int,
-        exposure: str,
-        settings: Mapping[str, Any] | None = None,
-        permute_labels_seed: int | None = None,
+        self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
     ) -> list[Score]:
         """One score. Raises `InputError` for a table without controls, or without replicates."""
         self.check(target)
@@ -123,19 +113,13 @@ class Activity:
                 },
                 {
                     **self._settings,
-                    **(settings or {}),
                     "parts": len(found),
                     "n_treatments": len(mean),
                     "n_tested": int(tested.sum()),
                     "n_active": n_active,
                     "n_single_replicate": len(set(names)) - len(mean),
                 },
-                about={
-                    "representation": representation,
-                    "kind": kind,
-                    "seed": seed,
-                    "exposure": exposure,
-                },
+                about=about,
                 layer=table.default,
             )
         ]
@@ -195,17 +179,7 @@ class Consistency:
         _check(self.name, target)
 
     def scores(
-        self,
-        table: FeatureTable,
-        folds: Sequence[Fold],
-        target: Target,
-        *,
-        representation: str,
-        kind: str,
-        seed: int,
-        exposure: str,
-        settings: Mapping[str, Any] | None = None,
-        permute_labels_seed: int | None = None,
+        self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
     ) -> list[Score]:
         """One score a layer. Raises `InputError` where no class has two compounds."""
         self.check(target)
@@ -216,12 +190,12 @@ class Consistency:
             compound=target.unit,
             label=target.column,
         )
+        asked = _with_partner(treatments)
+        units = np.unique(treatments.compounds[asked])
         found = []
         for layer in table.widths:
             profiles = treatments.profiles(table.layer(layer), self.average)
             value, mean_ap = _consistency(profiles, treatments, np.ones(len(profiles), bool))
-            asked = _with_partner(treatments)
-            units = np.unique(treatments.compounds[asked])
             without = [
                 _consistency(profiles, treatments, treatments.compounds != unit)[0]
                 for unit in units
@@ -231,22 +205,16 @@ class Consistency:
                     self.name,
                     target,
                     [treatments.compound_names[unit] for unit in units],
-                    pseudo_values(value, np.array(without)),
+                    centred_pseudo_values(value, np.array(without)),
                     value,
                     {"map": mean_ap},
                     {
                         **self._settings,
-                        **(settings or {}),
                         "per_unit": PSEUDO_VALUES,
                         "n_treatments": int(asked.sum()),
                         "n_alone": int((~asked).sum()),  # no other compound has their class
                     },
-                    about={
-                        "representation": representation,
-                        "kind": kind,
-                        "seed": seed,
-                        "exposure": exposure,
-                    },
+                    about=about,
                     layer=layer,
                 )
             )
@@ -286,6 +254,11 @@ def _score(
     about: Mapping[str, Any],
     layer: str,
 ) -> Score:
+    """about: the rest of what `Benchmark.scores` is given."""
+    given = dict(about)
+    if given.pop("permute_labels_seed", None) is not None:
+        raise InputError(f"evaluate.permute_labels: {benchmark} has p-values of its own instead")
+    settings = {**settings, **(given.pop("settings", None) or {}), "layer": layer}
     block, _, pooling = layer.rpartition("/")
     return Score(
         benchmark=benchmark,
@@ -304,6 +277,6 @@ def _score(
         unit=target.unit,
         search_budget=1,
         other_metrics=others,
-        settings={**settings, "layer": layer},
-        **about,
+        settings=settings,
+        **given,
     )

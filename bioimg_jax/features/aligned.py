@@ -59,35 +59,42 @@ def align(table: FeatureTable, alignment: Alignment, *, batch: str) -> AlignedTa
     at one position, nothing can be: then the parts are one, whose negatives the alignment has seen,
     and `facts["controls_shared"]` says so.
     """
-    features, controls = table.layer(table.default), controls_of(table.obs)
-
-    def plain() -> Iterator[Part]:
-        yield Part(features, controls)
-
+    features = table.layer(table.default)
     if not alignment.methods:
-        return _table(table, features, plain, {"alignment": "none"})
+        return unaligned(table, features)
     if batch not in table.obs:
         raise InputError(
             f"alignment over column {batch!r}, which does not exist; the metadata columns are: "
             f"{', '.join(table.obs.columns)}"
         )
-    batches = table.obs[batch].to_numpy(object)
+    batches, controls = table.obs[batch].to_numpy(object), controls_of(table.obs)
     fitted = alignment.fit(features, batches, controls)
-    whole = fitted.transform(features, batches)
-    facts = fitted.describe()
-    if WELL in table.obs and table.obs[WELL][controls].nunique() >= PARTS:
-        positions = table.obs[WELL].astype(str).to_numpy(object)
+    whole = unaligned(table, fitted.transform(features, batches))
+    shared = WELL not in table.obs or table.obs[WELL][controls].nunique() < PARTS
+    facts = fitted.describe() | {"controls_shared": shared}
+    if shared:
+        return dataclasses.replace(whole, facts=facts)
+    positions = table.obs[WELL].astype(str).to_numpy(object)
 
-        def held_out() -> Iterator[Part]:
-            for part in cross_fit(alignment, features, batches, controls, positions, parts=PARTS):
-                yield Part(part.aligned, part.negatives)
+    def held_out() -> Iterator[Part]:
+        for part in cross_fit(alignment, features, batches, controls, positions, parts=PARTS):
+            yield Part(part.aligned, part.negatives)
 
-        return _table(table, whole, held_out, facts | {"controls_shared": False})
+    return dataclasses.replace(whole, facts=facts, make_parts=held_out)
 
-    def shared() -> Iterator[Part]:
-        yield Part(whole, controls)
 
-    return _table(table, whole, shared, facts | {"controls_shared": True})
+def unaligned(table: FeatureTable, features: np.ndarray) -> AlignedTable:
+    """These features [n, k] in the table's default layer; all of its controls are negatives."""
+    return AlignedTable(
+        path=table.path,
+        obs=table.obs,
+        widths={table.default: features.shape[1]},
+        default=table.default,
+        provenance=table.provenance,
+        features=features,
+        make_parts=lambda: iter([Part(features, controls_of(table.obs))]),
+        facts={"alignment": "none"},
+    )
 
 
 def controls_of(obs: pd.DataFrame) -> np.ndarray:
@@ -95,21 +102,3 @@ def controls_of(obs: pd.DataFrame) -> np.ndarray:
     if CONTROL not in obs:
         return np.zeros(len(obs), bool)
     return obs[CONTROL].to_numpy(bool)
-
-
-def _table(
-    table: FeatureTable,
-    features: np.ndarray,
-    parts: Callable[[], Iterator[Part]],
-    facts: dict[str, Any],
-) -> AlignedTable:
-    return AlignedTable(
-        path=table.path,
-        obs=table.obs,
-        widths={table.default: features.shape[1]},
-        default=table.default,
-        provenance={**table.provenance, "alignment": facts},
-        features=features,
-        make_parts=parts,
-        facts=facts,
-    )

@@ -117,7 +117,7 @@ class FittedAlignment:
         return any(stage.transductive for stage in self.stages)
 
     def transform(self, features: np.ndarray, batch: Sequence[Any]) -> np.ndarray:
-        """Aligned features [n, k] of raw ones [n, d]; float64 of float64, else float32.
+        """Aligned features [n, k] of raw ones [n, d]; float32 of float16 and float32, else float64.
 
         Raises:
           InputError: a value that is not finite, another number of features, no rows, or a row of
@@ -179,13 +179,13 @@ class Alignment:
         stages: list[Stage] = []
         for method in self.methods:
             for step in METHODS[method]:
+                if stages:
+                    moved = _applied(stages[-1:], wells.rows, wells.batch)
+                    wells = dataclasses.replace(wells, rows=moved)
                 try:
-                    stage = dataclasses.replace(step(wells), method=method)
+                    stages.append(dataclasses.replace(step(wells), method=method))
                 except InputError as error:
                     raise InputError(f"alignment {method!r}: {error}") from None
-                stages.append(stage)
-                moved = _applied((stage,), wells.rows, wells.batch)
-                wells = dataclasses.replace(wells, rows=moved)
         return FittedAlignment(
             methods=self.methods,
             batches=wells.names,
@@ -237,8 +237,8 @@ def cross_fit(
     """Hold out each part of the control positions in turn; fit on the controls of the others.
 
     Within a batch, a well of a treatment without effect is then exchangeable with the negatives:
-    the fit has seen neither. Features of two parts are in different coordinates, so whatever is
-    compared is compared within a part. One part is in memory at a time.
+    the fit has seen neither, or in `standardise` both alike. Features of two parts are in different
+    coordinates, so whatever is compared is compared within a part. One part is in memory at a time.
 
     Args:
       features, batch, controls: as for `Alignment.fit`.
@@ -335,8 +335,8 @@ class _Wells:
                 raise InputError(
                     f"batch {name!r} has too few {kind}s: {count}, expected at least 2"
                 )
-        sorted_rows = self.rows[chosen][np.argsort(code, kind="stable")]
-        return np.split(sorted_rows, np.cumsum(counts)[:-1])
+        order = np.flatnonzero(chosen)[np.argsort(code, kind="stable")]
+        return np.split(self.rows[order], np.cumsum(counts)[:-1])
 
 
 def _standardise_batches(wells: _Wells) -> Stage:
@@ -563,15 +563,13 @@ def _checked_controls(controls: np.ndarray, n: int) -> np.ndarray:
     return controls
 
 
-def _labels(
-    given: Sequence[Any] | np.ndarray, n: int, what: str, rows: np.ndarray | None = None
-) -> np.ndarray:
+def _labels(values: Any, n: int, what: str, rows: np.ndarray | None = None) -> np.ndarray:
     """Values as text, object [n]; rows: what to call them in a message."""
-    values = np.asarray(given, object)
-    if values.shape != (n,):
-        raise InputError(f"{what} of rows: shape {values.shape}, expected ({n},)")
-    missing = np.flatnonzero(pd.isna(values))
+    labels = np.asarray(values, object)
+    if labels.shape != (n,):
+        raise InputError(f"{what} of rows: shape {labels.shape}, expected ({n},)")
+    missing = np.flatnonzero(pd.isna(labels))
     if len(missing):
         row = missing[0] if rows is None else rows[missing[0]]
         raise InputError(f"row {row} has no {what}")
-    return pd.Series(values, dtype=object).astype(str).to_numpy(object)
+    return pd.Series(labels, dtype=object).astype(str).to_numpy(object)

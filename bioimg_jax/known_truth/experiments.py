@@ -147,7 +147,13 @@ def _evaluated(
         folder / "config.json", {**experiment, "content_hash": dataset.content_hash}
     )
     results = evaluate(evaluation, dataset, folder)
-    run = about_run(evaluation, command=command, start=start, kind="evaluation")
+    run = about_run(
+        seed=config["seed"],
+        n_devices=evaluation.mesh.size,
+        command=command,
+        start=start,
+        kind="evaluation",
+    )
     publish(folder, run, results)
     outcomes = []
     for benchmark in results["benchmarks"]:

@@ -258,6 +258,16 @@ def pseudo_values(metric: Callable[[Sequence[int]], float], units: int) -> np.nd
     return units * whole - (units - 1) * np.asarray(without)
 
 
+def centred_pseudo_values(value: float, without: np.ndarray) -> np.ndarray:
+    """Pseudo-values [g] of a score and what it is without each unit, moved to have it as mean.
+
+    Those of `pseudo_values` have θ and (g - 1) times what a unit less costs as their mean: the
+    score of endlessly many units, if each were worth as much as the last one. On BBBC021 that is
+    above 1.
+    """
+    return np.asarray(value + (len(without) - 1) * (without.mean() - without))
+
+
 @dataclasses.dataclass(frozen=True)
 class QueryInterval:
     """A retrieval score and its interval over queries, for a gallery that stays as it is.

@@ -16,7 +16,6 @@ from bioimg_jax.benchmarks.moa import (
     Moa,
     Treatments,
     match,
-    pseudo_values,
 )
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
@@ -24,6 +23,7 @@ from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.imported import Join, import_table
 from bioimg_jax.features.table import read_table
+from bioimg_jax.statistics.resampling import centred_pseudo_values
 from tests.benchmarks.plates import table
 
 MOA = Target("moa", "moa", ("compound",), "leave_one_out", metric="accuracy")
@@ -250,8 +250,8 @@ def test_without_a_compound_is_the_score_of_a_screen_without_it(rule, ties):
 def test_pseudo_values_have_the_mean_of_the_score_and_the_spread_of_the_jackknife():
     x = np.random.default_rng(0).normal(size=9)
     without = (x.sum() - x) / 8
-    np.testing.assert_allclose(pseudo_values(x.mean(), without), x)  # of a mean, the values
-    moved = pseudo_values(0.7, without - 0.1)  # each unit less costs 0.1
+    np.testing.assert_allclose(centred_pseudo_values(x.mean(), without), x)  # of a mean, the values
+    moved = centred_pseudo_values(0.7, without - 0.1)  # each unit less costs 0.1
     assert moved.mean() == pytest.approx(0.7)
     np.testing.assert_allclose(moved - moved.mean(), x - x.mean())
 
