@@ -17,7 +17,8 @@ test: $(VENV)/.dev
 
 # Parity with PyTorch, transformers, scib-metrics and copairs.
 test-peers: $(VENV)/.peers
-	$(bin)/python -m pytest -m "peers and not gpu"
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=3" \
+	  $(bin)/python -m pytest -m "peers and not gpu"
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bioimg_jax.data.workers import keep_to_cores  # brings no JAX with it
+from tests.tiny import QUICKLY_COMPILED
 
-# Before JAX starts; the flag of a user's environment is kept.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+# Before JAX starts. Flags of a user's environment come later and win.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        QUICKLY_COMPILED,
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if _WORKER := os.environ.get("PYTEST_XDIST_WORKER"):
     keep_to_cores(int(_WORKER.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))

@@ -420,7 +420,7 @@ def test_wells_are_scored_by_their_profiles_and_held_against_the_truth(
     workdir.mkdir()
     command_line.write_json(workdir / "config.json", config)
     found = evaluate.evaluate(evaluation, wells, workdir)
-    about = evaluate.about_run(evaluation, command="", start=0.0, kind="evaluation")
+    about = evaluate.about_run(seed=0, n_devices=8, command="", start=0.0, kind="evaluation")
     evaluate.publish(workdir, about, found)
     targets = {target["name"]: target for target in found["targets"]}
     assert targets["dose"]["aggregate"] == ["plate", "well"]

@@ -37,7 +37,11 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
         "-m",
         *tiny.arguments(prepared_cells, workdir, train__steps=60, train__probe_every_steps=30),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "XLA_FLAGS": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tiny.ROOT),
+        "XLA_FLAGS": tiny.QUICKLY_COMPILED,  # and one device
+    }
 
     def start() -> subprocess.Popen:
         return subprocess.Popen(

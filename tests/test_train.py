@@ -95,7 +95,11 @@ def test_accumulation_changes_nothing_but_rounding(dataset: Dataset) -> None:
 
 
 def worker(config: dict, dataset: Dataset, workdir: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "XLA_FLAGS": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tiny.ROOT),
+        "XLA_FLAGS": tiny.QUICKLY_COMPILED,  # and one device
+    }
     command = [
         sys.executable,
         "-c",

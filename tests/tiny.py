@@ -6,6 +6,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "mae_cells.py"
+# Nearly every program of a test runs a few times only: not optimising it saves a third of the
+# suite's time. Parity with other libraries is tested with programs as users have them (Makefile).
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0"
 OVERRIDES: dict[str, Any] = {
     "data.options": "images_per_site=3,label=nucleus_size",
     "encoder.width": 64,
