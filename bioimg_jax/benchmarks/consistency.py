@@ -10,8 +10,9 @@ Of every perturbation with at least two replicates:
 
 **p-values** compare with groups as large as the perturbation, drawn from its own replicates and the
 controls together, as many from each stratum (a plate) as it has there. Under the null the
-perturbation is one of these groups, so P(p <= a) <= a whatever the number of controls; groups of
-controls alone overlap, and with few controls none is as extreme as a new one (`tests/` has both).
+perturbation is one of these groups, so P(p <= a) <= a whatever the number of controls. Groups of
+controls alone overlap and vary less than a new group does: with 6 replicates and 8 controls 14 % of
+null perturbations had p <= 0.05.
 
 Order leaves no trace: rows are sorted by their bytes, and draws are seeded by the name.
 """

@@ -13,7 +13,12 @@ count, and chance the share of all pairs that do: 0.10, less what whole ranks co
   down to a window of about as many pairs as there are genes, which is sorted. The null keeps one
   byte for each of the n² pairs.
 * **Units** are the genes that have a known pair. A gene left out leaves the pairs and the ranking;
-  its threshold lies in the same window, so that every pseudo-value is exact.
+  its thresholds lie in the same windows, so that each recall without a gene is exact. The
+  pseudo-values are shifted to have the recall as their mean: recall jumps where a threshold passes
+  a known pair, for all genes left out at once, so that the jackknife's own estimate of the bias is
+  noise. On random maps of 80 and 200 genes the unshifted mean varied 3 to 4 times as much as the
+  recall and its 95 % intervals covered 0.5 to 0.8; shifted ones cover 0.97 to 1.0 (too wide rather
+  than too narrow, because both genes of a pair count it).
 * **Null.** The names of genes are permuted among genes of like phenotype strength, the length of
   the profile: genes without a phenotype have small random cosines, and those with one resemble each
   other whatever they do.
@@ -83,7 +88,8 @@ class Recall:
 
     chance: share of all pairs that count. pairs: known ones in the map; tied: of them those that
     count in part. unknown_genes, unknown_pairs: names that the map lacks, and pairs lost to them.
-    per_unit: pseudo-values of the genes with a known pair; none where one gene is in every pair.
+    per_unit: pseudo-values of the genes with a known pair, whose mean is the recall; none where one
+    gene is in every pair.
     p_value: one-sided, of as high a recall under the null, whose mean is `null_mean`; None without
     permutations.
     """
@@ -312,7 +318,8 @@ class _Map:
     def recall(self, pairs: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
         """How much of each pair int [m, 2] counts [m], and the pseudo-value of each of its genes.
 
-        Of g genes with a pair: g θ - (g - 1) θ without one of them, out of the pairs and the map.
+        Of g genes with a pair, with recall θ, and θ₋ᵢ without gene i in pairs and map:
+        g θ - (g - 1) θ₋ᵢ, less the mean of that over genes, plus θ.
         """
         step = max(1, BLOCK_NUMBERS // self.rows.shape[1])
         cosines = np.concatenate(
@@ -337,8 +344,8 @@ class _Map:
         left = len(pairs) - np.bincount(both, minlength=len(self.rows))
         if not left.min():
             return scores, {}
-        g = len(genes)
-        pseudo = g * scores.mean() - (g - 1) * hits[genes] / left[genes]
+        without = hits[genes] / left[genes]
+        pseudo = scores.mean() + (len(genes) - 1) * (without.mean() - without)
         return scores, dict(zip(genes.tolist(), pseudo.tolist(), strict=True))
 
 

@@ -76,11 +76,12 @@ def test_recall_and_pseudo_values_are_the_definition(kind, percentiles, blocks):
     expected = counted_shares(means, pairs, percentiles)
     assert found.recall == pytest.approx(expected.mean(), abs=1e-12)
     assert found.tied == ((expected > 0) & (expected < 1)).sum()
-    g = len(np.unique(pairs))
-    assert list(found.per_unit) == [str(names[i]) for i in np.unique(pairs)]
-    for name, value in found.per_unit.items():
-        without = left_out(means, pairs, int(name[1:]), percentiles)
-        assert value == pytest.approx(g * expected.mean() - (g - 1) * without, abs=1e-9)
+    known = np.unique(pairs)
+    without = np.array([left_out(means, pairs, gene, percentiles) for gene in known])
+    pseudo = len(known) * expected.mean() - (len(known) - 1) * without
+    assert list(found.per_unit) == names[known].tolist()
+    shifted = pseudo - pseudo.mean() + expected.mean()
+    np.testing.assert_allclose(list(found.per_unit.values()), shifted, atol=1e-9)
     assert (found.genes, found.pairs, found.p_value) == (31, len(pairs), None)
     assert found.zero_profiles == (31 if kind == "zeros" else (means == 0).all(axis=1).sum())
 
@@ -159,6 +160,25 @@ def test_p_values_of_random_pairs_are_uniform():
     p = [f.p_value for f in known_relationships(means, names, listed, permutations=99)]
     assert np.mean(np.array(p) <= 0.2) < 0.2 + 3 * np.sqrt(0.2 * 0.8 / 60)
     assert 0.35 < np.mean(p) < 0.75
+
+
+def test_intervals_over_genes_cover_and_are_not_absurdly_wide():
+    """Complexes of 2 to 7 genes, 60 % of which show; profiles and complexes are drawn anew."""
+    names, found = gene_names(60), []
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        complexes = np.sort(rng.integers(0, 15, 60))
+        shows = rng.random((60, 1)) < 0.6
+        means = rng.normal(size=(60, 10)) + 1.5 * rng.normal(size=(15, 10))[complexes] * shows
+        same = np.triu(complexes[:, None] == complexes[None], 1)
+        listed = pair_list("complexes", names[np.argwhere(same)])
+        (one,) = known_relationships(means, names, [listed], permutations=0)
+        values = np.array(list(one.per_unit.values()))
+        assert values.mean() == pytest.approx(one.recall)
+        found.append((one.recall, values.std(ddof=1) / np.sqrt(len(values))))
+    recall, error = np.array(found).T
+    assert np.mean(np.abs(recall - recall.mean()) <= 2.0 * error) > 0.9
+    assert 0.9 < error.mean() / recall.std(ddof=1) < 2.0
 
 
 def test_a_gene_in_every_pair_leaves_no_pseudo_values():
