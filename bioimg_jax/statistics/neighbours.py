@@ -22,7 +22,7 @@ def nearest(
     rows = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k))
     step = BLOCK_NUMBERS // max(len(gallery), k * gallery.shape[1])
-    for block, squared in _squared_distances(queries, gallery, itself, step):
+    for block, squared in squared_distances(queries, gallery, itself, step):
         found = np.argpartition(squared, k - 1, axis=1)[:, :k]  # [b, k]
         # ‖x‖² − 2 xy + ‖y‖² cannot tell two close rows from equal ones; their difference can.
         apart = queries[block, None].astype(np.float64) - gallery[found]  # [b, k, d]
@@ -40,14 +40,24 @@ def neighbour_shares(points: np.ndarray, k: int) -> Iterator[tuple[slice, np.nda
     at the k-th distance share what is left, each its probability under a random order of rows: so
     nothing depends on the order that the rows happen to have.
     """
-    tie = TIE * np.square(points - points.mean(axis=0)).sum(axis=1).max()
+    tie = tie_of(points)
     step = BLOCK_NUMBERS // len(points)
-    for block, squared in _squared_distances(points, points, np.arange(len(points)), step):
-        last = np.partition(squared, k - 1, axis=1)[:, k - 1 : k]  # [b, 1]
-        nearer = squared < last - tie
-        tied = (squared <= last + tie) & ~nearer
-        left = k - nearer.sum(axis=1, keepdims=True)
-        yield block, nearer + tied * (left / tied.sum(axis=1, keepdims=True))
+    for block, squared in squared_distances(points, points, np.arange(len(points)), step):
+        yield block, shares_of(squared, k, tie)
+
+
+def shares_of(squared: np.ndarray, k: int, tie: float) -> np.ndarray:
+    """Weights [b, n] of the k nearest by squared distances [b, n], as in `neighbour_shares`."""
+    last = np.partition(squared, k - 1, axis=1)[:, k - 1 : k]  # [b, 1]
+    nearer = squared < last - tie
+    tied = (squared <= last + tie) & ~nearer
+    left = k - nearer.sum(axis=1, keepdims=True)
+    return nearer + tied * (left / tied.sum(axis=1, keepdims=True))
+
+
+def tie_of(points: np.ndarray) -> float:
+    """Squared distances between points [n, d] are equal up to this."""
+    return float(TIE * np.square(points - points.mean(axis=0)).sum(axis=1).max())
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
@@ -57,7 +67,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return np.divide(x, length, out=np.zeros_like(x), where=length > 0.0)
 
 
-def _squared_distances(
+def squared_distances(
     queries: np.ndarray, gallery: np.ndarray, itself: np.ndarray | None, step: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of `step` rows and their squared distances [b, n]; infinite to the query itself."""

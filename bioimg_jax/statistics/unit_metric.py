@@ -1,4 +1,4 @@
-"""A classification metric, and the values of the units of independence that stand for it.
+"""A metric of predictions, and the values of the units of independence that stand for it.
 
 Where every unit holds every class a metric is the mean of what it is inside each unit. Where units
 hold some classes only, as a tile of one tissue does, balanced accuracy is no mean over units: it is
@@ -41,6 +41,31 @@ def unit_values(hits: np.ndarray, counts: np.ndarray, metric: str) -> np.ndarray
     whole = _mean_recall(hits.sum(axis=0), counts.sum(axis=0))
     without = _mean_recall(hits.sum(axis=0) - hits, counts.sum(axis=0) - counts)
     return np.asarray(g * whole - (g - 1) * without)
+
+
+def unit_r2(
+    values: np.ndarray, predictions: np.ndarray, constant: np.ndarray, units: np.ndarray
+) -> dict[int, float]:
+    """R² of predicted numbers [n]: the pseudo-value of each unit, {unit: value}, units ascending.
+
+    R² = 1 - Σ(value - prediction)² / Σ(value - constant)² over all rows, where `constant` [n] is
+    what a probe without features would say, the mean of its training rows: so 0 is chance and less
+    than 0 is worse. Where the values do not differ from it, the prediction is as good: 0.
+    """
+    names, position = np.unique(units, return_inverse=True)
+    order = np.lexsort((predictions, values, position))  # the order of rows leaves no trace
+    position = position[order]
+    missed = np.bincount(position, np.square(values - predictions)[order])
+    spread = np.bincount(position, np.square(values - constant)[order])
+
+    def r2(missed: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        there = spread > 0
+        return np.where(there, 1.0 - missed / np.where(there, spread, 1.0), 0.0)
+
+    g, whole = len(names), r2(missed.sum(), spread.sum())
+    if g > 1:
+        whole = g * whole - (g - 1) * r2(missed.sum() - missed, spread.sum() - spread)
+    return dict(zip(names.tolist(), np.atleast_1d(whole).tolist(), strict=True))
 
 
 def metric_value(

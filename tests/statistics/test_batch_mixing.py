@@ -1,13 +1,18 @@
-"""iLISI, kBET, silhouette and PCR: cases whose answer is known."""
+"""iLISI, kBET, silhouettes and PCR: cases whose answer is known."""
 
+import itertools
 import json
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import silhouette_score
 
 from bioimg_jax.errors import InputError
-from bioimg_jax.statistics.batch_mixing import batch_mixing
+from bioimg_jax.statistics.batch_mixing import batch_mixing, explained_variance
 
 
 def mixed(features, batch, **changes):
@@ -68,7 +73,9 @@ def test_rows_say_that_no_direction_is_better_and_their_order_does_not_matter():
     ids, order = np.arange(400), np.random.default_rng(0).permutation(400)
     labels = np.arange(400) % 2
     rows = batch_mixing(features, batch, ids, n=300, k=60, labels=labels)
-    assert [row["metric"] for row in rows] == ["ilisi", "kbet", "silhouette_batch", "pcr"]
+    assert [row["metric"] for row in rows] == [
+        "ilisi", "kbet", "silhouette_batch", "silhouette_label", "pcr",
+    ]  # fmt: skip
     for row in rows:
         assert row["higher_is_better"] is None and row["n"] == 300 and row["n_batches"] == 3
     json.dumps(rows, allow_nan=False)
@@ -82,6 +89,71 @@ def test_rows_say_that_no_direction_is_better_and_their_order_does_not_matter():
 def test_a_silhouette_that_does_not_exist_is_none():
     batch = np.arange(300) % 2
     assert mixed(cloud(300), batch, k=60, labels=batch)["silhouette_batch"] is None
+
+
+@pytest.mark.peers
+def test_silhouettes_of_labels_and_explained_variance_agree_with_other_libraries():
+    import scib_metrics
+
+    features, batch, labels = cloud(300), np.arange(300) % 3, np.arange(300) // 150
+    features[:, 0] += batch + 2 * labels
+    found = mixed(features, batch, k=60, labels=labels)
+    known = (1 + silhouette_score(features, labels)) / 2
+    assert found["silhouette_label"] == pytest.approx(known, abs=1e-4)
+    known = scib_metrics.utils.principal_component_regression(features, batch, categorical=True)
+    assert found["pcr"] == pytest.approx(known, abs=1e-4)
+    known = scib_metrics.utils.principal_component_regression(features, batch.astype(float))
+    assert explained_variance(features, pd.Series(batch)).share == pytest.approx(known, abs=1e-4)
+    assert "silhouette_label" not in mixed(features, batch, k=60)
+
+
+@pytest.mark.parametrize("numeric", [True, False])
+def test_explained_variance_is_principal_component_regression(numeric):
+    x = cloud(120) @ np.random.default_rng(1).normal(size=(8, 8)) + 50
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=120) if numeric else rng.integers(0, 5, 120).astype(str)
+    if numeric:
+        x[:, 0] += 2 * z
+    pca = PCA().fit(x)
+    design = z[:, None] if numeric else (z[:, None] == np.unique(z)).astype(float)
+    scores = pca.transform(x)
+    r2 = [LinearRegression().fit(design, s).score(design, s) for s in scores.T]
+    known = np.average(r2, weights=pca.explained_variance_)
+    found = explained_variance(x.astype(np.float64), pd.Series(z))
+    assert found.share == pytest.approx(known)
+    assert found.chance == pytest.approx((1 if numeric else 4) / 119)
+    assert found.levels == (None if numeric else 5) and found.higher_is_better is None
+
+
+@pytest.mark.parametrize("column", [[1.0, 2.0, 5.0, 0.0, 1.0], list("aabbc")])
+def test_chance_of_explained_variance_is_that_of_all_permutations(column):
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    found = [
+        explained_variance(x, pd.Series([column[i] for i in order])).share
+        for order in itertools.permutations(range(5))
+    ]
+    assert np.mean(found) == pytest.approx(explained_variance(x, pd.Series(column)).chance)
+
+
+def test_what_explained_variance_cannot_take_is_named_or_counted():
+    x = cloud(6)
+    found = explained_variance(x, pd.Series(["a", "b", None, "a", "b", "a"]))
+    assert (found.n, found.n_missing, found.levels) == (5, 1, 2)
+    same = explained_variance(x[[0, 1, 3, 4, 5]], pd.Series(list("ababa")))
+    assert found.share == pytest.approx(same.share)
+    for column, message in (
+        (list("abc"), "3 values for 6 rows"),
+        (list("aaaaaa"), "'plate': 1 values in 6 rows, expected 2 or more"),
+        (list("abcdef"), "6 values in 6 rows"),
+        ([1.0, 2.0, np.inf, 3.0, 4.0, 5.0], "value 0 of row 2 is not finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            explained_variance(x, pd.Series(column, name="plate"))
+    with pytest.raises(InputError, match="all rows of the features are equal"):
+        explained_variance(np.ones((6, 2)), pd.Series(list("aabbab")))
+    x[2, 1] = np.nan
+    with pytest.raises(InputError, match="feature 1 of row 2 is not finite"):
+        explained_variance(x, pd.Series(list("aabbab")))
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from bioimg_jax.statistics.resampling import pseudo_values
-from bioimg_jax.statistics.unit_metric import by_pseudo_values, metric_value, unit_metric
+from bioimg_jax.statistics.unit_metric import (
+    by_pseudo_values,
+    metric_value,
+    unit_metric,
+    unit_r2,
+)
 
 
 def test_agrees_with_scikit_learn_inside_each_unit():
@@ -63,3 +68,28 @@ def test_a_split_vote_counts_by_its_share():
     weights, units = np.array([1.0, 0.75, 0.25]), np.zeros(3, int)
     for metric in ("balanced_accuracy", "accuracy"):
         assert unit_metric(labels, guesses, units, metric, weights)[0] == (1 + 0.25) / 2
+
+
+def test_r2_of_units_are_pseudo_values_of_the_whole():
+    rng = np.random.default_rng(3)
+    units, values = rng.integers(0, 9, 200), rng.normal(size=200)
+    guesses = values + rng.normal(size=200)
+    constant = np.full(200, values.mean())
+
+    def among(staying):
+        rows = np.isin(units, staying)
+        missed = np.square(values - guesses)[rows].sum()
+        return 1 - missed / np.square(values - values.mean())[rows].sum()
+
+    found = unit_r2(values, guesses, constant, units)
+    assert list(found) == list(range(9))
+    assert list(found.values()) == pytest.approx(pseudo_values(among, 9))
+    whole = unit_r2(values, guesses, constant, np.zeros(200, int))
+    assert whole == {0: pytest.approx(r2_score(values, guesses))}
+    order = rng.permutation(200)
+    assert unit_r2(values[order], guesses[order], constant, units[order]) == found
+
+
+def test_r2_of_values_that_are_all_the_constant_is_zero():
+    ones = np.ones(6)
+    assert unit_r2(ones, 2 * ones, ones, np.arange(6) % 2) == {0: 0.0, 1: 0.0}

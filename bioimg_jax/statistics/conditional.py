@@ -1,0 +1,600 @@
+"""Conditional scores: what a score says beyond a confound, such as a cell count.
+
+"Beyond count", never "corrected for count": a count is often an effect of the treatment. In order
+of what they are worth, all on the same rows, those of one `Overlap`:
+
+1. `conditional_permutation`: the predictions stay, the labels are permuted inside strata of the
+   confound; the score minus the mean of that null.
+2. `added_value`: the score of [floor, encoder] minus that of [floor], out of fold, by one flexible
+   model, paired by unit.
+3. `residualised`: features less their linear fit on the confound. Descriptive only: what is not
+   linear stays, and nearest neighbours find it.
+
+Where labels and strata do not overlap (each compound in one week) nothing of this exists, and
+`find_overlap` refuses.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import threadpoolctl
+
+from bioimg_jax.data.levels import QUANTILE_BINS, is_numeric
+from bioimg_jax.data.splits import PARTS, Fold
+from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_finite
+from bioimg_jax.probes.linear import moments, standardise
+from bioimg_jax.probes.ridge import ALPHAS, fit_ridge
+from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
+from bioimg_jax.statistics.resampling import Paired, n_resamples
+from bioimg_jax.statistics.unit_metric import METRICS, unit_metric, unit_r2
+
+N_PERMUTATIONS = 999
+# Blocks of a quantile bin from where there are more than 20 such. In 20 bins of 1,600 blocks a
+# confound that the labels follow in waves scored 0.005 to 0.015 beyond itself, p <= 0.01 in half of
+# the simulations; in bins of 16, 0.00, while a signal beyond loses a 16th of its score.
+SET = 16
+MOST = 10**9  # distinct permutations are counted up to here
+LENGTHS = (1.0, 0.3, 0.1)  # of the kernels, in root mean square distances of the training rows
+WAVES = 128  # random Fourier features of a kernel
+WEIGHTS = (0.0, 0.1, 1.0, 10.0)  # of the encoder's kernel beside the floor's
+DESCRIPTIVE = "descriptive only: what is not linear in the confound is still in the features"
+
+# Labels [m] of the retained rows, as `Overlap.labels` -> the value of each unit of independence.
+UnitScore = Callable[[np.ndarray], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Overlap:
+    """The rows on which labels and strata of a confound overlap: what a conditional score is of.
+
+    Every stratum here holds two labels or more, and every label lies in two strata or more. (A
+    label that is a number of many values has no second condition.)
+
+    rows: int [m], their positions among the rows given, ascending; strata, blocks: int [m].
+    labels: int [m], positions in `names`; of labels that are numbers float64 [m], without names.
+    n: rows given; n_missing: of them without a label or a confound.
+    single: label -> its rows, of labels that were left out because they overlap with none.
+    permutations: distinct labellings of the blocks inside their strata, at most `MOST`.
+    """
+
+    confound: str
+    rows: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    strata: np.ndarray
+    blocks: np.ndarray
+    n: int
+    n_missing: int
+    n_strata: int
+    single: dict[str, int]
+    permutations: int
+
+
+def find_overlap(
+    labels: np.ndarray | pd.Series,
+    confound: pd.DataFrame,
+    blocks: np.ndarray | pd.Series,
+    *,
+    bins: int | None = None,
+) -> Overlap:
+    """The rows whose label the confound leaves open.
+
+    Strata are the joint values of the confound's columns. A number is cut into quantile bins: one
+    of more than `levels.MANY_LEVELS` values or one that is not whole. Everything else is a name:
+    categories, weeks, matched sets. Strata with a single label and labels in a single stratum leave
+    in turns until none is left of either kind. Rows without a label or a confound leave first.
+
+    Args:
+      labels: [n]. Classes; only those of a float dtype can be numbers, by the same rule.
+      confound: [n, columns], of different names.
+      blocks: [n], what the label was given to, by name: the well of a treatment, the patient of a
+        diagnosis; a name of its own for each row where rows have labels of their own. Rows of a
+        block are permuted together (one by one they would count as evidence many times), have one
+        label and one category, and their mean number.
+      bins: of a number; by default 20, or more of `SET` blocks each.
+
+    Raises:
+      InputError: nothing overlaps, lengths that differ, a number that is infinite, a block of two
+        labels or categories.
+    """
+    n, name = len(labels), " and ".join(map(str, confound.columns))
+    if not confound.columns.is_unique:
+        raise InputError(f"conditional score: two confounds of one name, of {name}")
+    if not len(confound.columns) or len(confound) != n or len(blocks) != n:
+        raise InputError(
+            f"conditional score: {n} labels, {len(confound)} rows of {len(confound.columns)} "
+            f"confounds and {len(blocks)} blocks, expected as many rows of one confound or more"
+        )
+    if bins is not None and bins < 2:
+        raise InputError(f"conditional score: {bins} quantile bins, expected 2 or more")
+    known = confound.reset_index(drop=True)
+    label = pd.Series(np.asarray(labels), name="label")
+    if pd.isna(np.asarray(blocks, object)).any():
+        row = int(np.argmax(pd.isna(np.asarray(blocks, object))))
+        raise InputError(f"conditional score: row {row} has no block, expected its name")
+    for column in (label, *(known[c] for c in known.columns)):
+        _refuse_infinite(column)
+    both = pd.concat([label, known], axis=1)
+    used = np.flatnonzero((both.notna() & both.astype(str).ne("")).all(axis=1))
+    if not len(used):
+        raise InputError(f"nothing can be said beyond {name}: 0 of {n} rows have it and a label")
+    label, known = label.iloc[used], known.iloc[used]
+    block = pd.factorize(np.asarray(blocks, object)[used].astype(str), sort=True)[0]
+
+    number = pd.api.types.is_float_dtype(label) and _is_number(label)
+    given = _of_blocks(label, block, number)
+    codes = np.zeros((len(given), 0), int)
+    bins = bins or max(QUANTILE_BINS, len(given) // SET)
+    for column in known.columns:
+        values = _of_blocks(known[column], block, _is_number(known[column]))
+        if _is_number(known[column]):
+            values = pd.qcut(values, bins, labels=False, duplicates="drop")
+        codes = np.column_stack([codes, pd.factorize(values, sort=True)[0]])
+    stratum = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+    kind, names = pd.factorize(given, sort=True)
+    kept = _overlapping(stratum, kind, number)
+
+    rows_of = np.bincount(block, minlength=len(given))
+    whole = np.bincount(kind, rows_of, len(names)).astype(int)
+    left = np.bincount(kind[kept], rows_of[kept], len(names)).astype(int)
+    single = {str(k): int(w) for k, w, m in zip(names, whole, left, strict=True) if not m}
+    if len(np.unique(kind[kept])) < 2:
+        example = "" if number else f", as {next(iter(single))!r} does"
+        raise InputError(
+            f"nothing can be said beyond {name}: labels do not overlap between its "
+            f"{len(np.unique(stratum))} strata, and 0 of {n} rows are left; expected strata of two "
+            f"labels or more, and labels that do not live in a single stratum{example}"
+        )
+    mine = kept[block]
+    present, code = np.unique(kind[block[mine]], return_inverse=True)
+    return Overlap(
+        confound=name,
+        rows=used[mine],
+        labels=given[block[mine]] if number else code,
+        names=() if number else tuple(map(str, names[present])),
+        strata=np.unique(stratum[block[mine]], return_inverse=True)[1],
+        blocks=np.unique(block[mine], return_inverse=True)[1],
+        n=n,
+        n_missing=n - len(used),
+        n_strata=len(np.unique(stratum[kept])),
+        single={} if number else single,
+        permutations=_distinct(stratum[kept], kind[kept]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionalScore:
+    """A score less what the confound alone explains of it, as permutation inside strata says.
+
+    value: observed - null, the mean of `per_unit`; interval: 95 % by t over units, None for fewer
+    than `MIN_UNITS`.
+    null, null_sd: mean and sd of the score over the permutations.
+    p: one-sided, (1 + #{null ≥ observed}) / (1 + permutations drawn); small where the score is more
+      than the confound explains (or, with `higher_is_better` false, less).
+    permutations: distinct ones; with few no p can be small.
+    n_retained: of n rows; n_missing, single: as in `Overlap`.
+    """
+
+    confound: str
+    value: float
+    observed: float
+    null: float
+    null_sd: float
+    p: float
+    per_unit: dict[str, float]
+    interval: tuple[float, float] | None
+    n_permutations: int
+    permutations: int
+    n: int
+    n_retained: int
+    n_missing: int
+    single: dict[str, int]
+    method: str = "conditional permutation"
+
+    @property
+    def says(self) -> str:
+        return f"beyond {self.confound}"
+
+
+def conditional_permutation(
+    overlap: Overlap,
+    score: UnitScore,
+    *,
+    higher_is_better: bool = True,
+    n_permutations: int = N_PERMUTATIONS,
+    train_overlap: float = 0.0,
+    seed: int = 0,
+) -> ConditionalScore:
+    """The score of predictions that stay, less its mean over labels permuted inside strata.
+
+    Exact for any score: if labels are exchangeable inside a stratum given the predictions, the
+    observed score is one draw of the null. A bin of a number is not quite a stratum: inside it the
+    label may still lean on the number, sharply where it has a threshold there. The conditional
+    score of the confound's own predictions shows how much that is; more bins leave less.
+
+    Args:
+      score: labels of `overlap.rows` -> per-unit values, the same units each time: a metric of
+        their predictions (`answers`), or a retrieval score of their profiles.
+      n_permutations: draws; they depend on the seed and the names of the blocks alone.
+      train_overlap: of the folds that the predictions come from (`intervals.train_overlap`).
+
+    Raises:
+      InputError: no permutation asked for, or a score that is not finite.
+    """
+    if n_permutations < 1:
+        raise InputError(f"conditional permutation: {n_permutations} draws, expected 1 or more")
+    observed = _values(score(overlap.labels))
+    rng = np.random.default_rng(seed)
+    first = np.unique(overlap.blocks, return_index=True)[1]  # a row of each block
+    strata, given = overlap.strata[first], overlap.labels[first]
+    home = np.argsort(strata, kind="stable")
+    draws = np.empty((n_permutations, len(observed)))
+    for i in range(n_permutations):
+        permuted = np.empty_like(given)
+        permuted[home] = given[np.lexsort((rng.random(len(strata)), strata))]
+        values = _values(score(permuted[overlap.blocks]))
+        if values.keys() != observed.keys():
+            raise ValueError("the score has other units under other labels")
+        draws[i] = [values[unit] for unit in observed]
+    mine, null = np.array(list(observed.values())), draws.mean(axis=0)
+    means, whole = draws.mean(axis=1), mine.mean()
+    slack = 1e-12 * max(1.0, abs(whole))
+    sign = 1.0 if higher_is_better else -1.0
+    above = int(np.sum(sign * (means - whole) >= -slack))
+    beyond = mine - null
+    return ConditionalScore(
+        confound=overlap.confound,
+        value=float(beyond.mean()),
+        observed=float(whole),
+        null=float(means.mean()),
+        null_sd=float(means.std(ddof=1)) if n_permutations > 1 else math.nan,
+        p=(1 + above) / (1 + n_permutations),
+        per_unit=dict(zip(observed, beyond.tolist(), strict=True)),
+        interval=t_interval(beyond, train_overlap=train_overlap),
+        n_permutations=n_permutations,
+        permutations=overlap.permutations,
+        n=overlap.n,
+        n_retained=len(overlap.rows),
+        n_missing=overlap.n_missing,
+        single=overlap.single,
+    )
+
+
+def answers(
+    overlap: Overlap,
+    predictions: np.ndarray,
+    units: np.ndarray | pd.Series,
+    *,
+    metric: str = "balanced_accuracy",
+) -> UnitScore:
+    """The `score` of predictions out of fold: class names [n], or numbers [n] for metric "r2".
+
+    units: [n], the unit of independence of each row. One answer that is no label of the retained
+    rows is wrong, whatever the label. "r2" counts from the mean of the retained labels.
+
+    Raises:
+      InputError: lengths other than n, a predicted number that is not finite.
+    """
+    for what, side in (("predictions", predictions), ("units", units)):
+        if len(side) != overlap.n:
+            raise InputError(f"conditional score: {len(side)} {what} for {overlap.n} labels")
+    _checked_metric(overlap, metric)
+    answer = np.asarray(predictions)[overlap.rows]
+    unit, names = pd.factorize(np.asarray(units, object)[overlap.rows].astype(str), sort=True)
+    if metric == "r2":
+        answer = answer.astype(np.float64)
+        check_finite(answer[:, None], "prediction", column="column")
+
+        def score(labels: np.ndarray) -> dict[str, float]:
+            constant = np.full(len(labels), overlap.labels.mean())
+            values = unit_r2(labels, answer, constant, unit)
+            return {str(names[u]): value for u, value in values.items()}
+
+        return score
+    code = pd.Index(overlap.names, dtype=object).get_indexer(answer.astype(str).astype(object))
+
+    def score(labels: np.ndarray) -> dict[str, float]:
+        return {str(names[u]): v for u, v in unit_metric(labels, code, unit, metric).items()}
+
+    return score
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedValue:
+    """The score of [floor, encoder] less that of [floor], on rows that no fit has seen.
+
+    value: joint - floor, the mean of `per_unit`; interval: 95 % by t over units, p: one-sided of
+    "nothing added"; both None for fewer than `MIN_UNITS` units, p also where nothing varies.
+    folds: what validation chose: {"fold", "floor_alpha", "alpha", "weight" of the encoder; 0 is the
+    floor alone}.
+    """
+
+    confound: str
+    metric: str
+    value: float
+    joint: float
+    floor: float
+    per_unit: dict[str, float]
+    interval: tuple[float, float] | None
+    p: float | None
+    folds: tuple[dict[str, float | str], ...]
+    n: int
+    n_retained: int
+    n_missing: int
+    single: dict[str, int]
+    method: str = "added value"
+
+    @property
+    def says(self) -> str:
+        return f"beyond {self.confound}"
+
+
+def added_value(
+    overlap: Overlap,
+    floor: np.ndarray,
+    encoder: np.ndarray,
+    folds: Sequence[Fold],
+    units: np.ndarray | pd.Series,
+    *,
+    metric: str = "balanced_accuracy",
+    seed: int = 0,
+) -> AddedValue:
+    """How much better the encoder and the floor predict together than the floor does alone.
+
+    The model is kernel ridge regression (on one-hot labels, where they are classes) with a kernel
+    for each side, linear and Gaussian at three `LENGTHS` in equal parts, and a Gaussian one of both
+    sides together: k_floor, or k_floor + weight (k_encoder + k_both). So the floor alone may be as
+    curved as it likes, a single column of it does not drown among those of an encoder, and a weight
+    of 0 lets validation refuse an encoder that adds nothing. Gaussian kernels are random Fourier
+    features (Rahimi & Recht, NeurIPS 2007), so that a fit is one decomposition for all alphas and
+    any number of classes. Weight and alpha minimise the squared error on validation rows.
+
+    A floor that was measured with error leaves some of what it measures for the encoder to add.
+
+    Args:
+      floor, encoder: features [n, p] and [n, d], raw.
+      folds: of the n rows; the retained ones of each part are used.
+      units: [n], the unit of independence of each row.
+      metric: of `unit_metric`, or "r2" for labels that are numbers.
+
+    Raises:
+      InputError: lengths other than n, a feature that is not finite, a part of a fold without a
+        retained row, a class without a training row.
+    """
+    sides = {"floor": np.asarray(floor), "encoder": np.asarray(encoder)}
+    for what, side in sides.items():
+        if side.ndim != 2 or len(side) != overlap.n:
+            raise InputError(f"added value: {what} {side.shape}, expected [{overlap.n}, columns]")
+        check_finite(side, f"{what} row")
+    if len(units) != overlap.n:
+        raise InputError(f"added value: {len(units)} units for {overlap.n} labels")
+    number = _checked_metric(overlap, metric) == "r2"
+    classes, code = overlap.names, overlap.labels
+    place = np.full(overlap.n, -1)
+    place[overlap.rows] = np.arange(len(overlap.rows))
+    goal = overlap.labels[:, None] if number else np.eye(len(classes))[code]  # [m, targets]
+
+    kept, chosen, answer, constant = [], [], [], []
+    for fold in folds:
+        fold = _retained(fold, place, overlap.confound)
+        train, validation, test = (place[getattr(fold, part)] for part in PARTS)
+        absent = [] if number else np.setdiff1d(code, code[train])
+        if len(absent):
+            raise InputError(
+                f"added value: class {classes[absent[0]]!r} has no training row in fold "
+                f"{fold.name!r} beyond {overlap.confound}"
+            )
+        parts = [
+            np.concatenate([side[getattr(fold, part)] for part in PARTS]).astype(np.float64)
+            for side in sides.values()
+        ]
+        n_train, n_fitted = len(train), len(train) + len(validation)
+        alone, beside = _kernels(*parts, n_train, seed)
+        candidates = []
+        for weight in WEIGHTS:
+            x = np.hstack([alone, math.sqrt(weight) * beside]) if weight else alone
+            with threadpoolctl.threadpool_limits(1, user_api="blas"):
+                probe = fit_ridge(x[:n_train], goal[train], alphas=ALPHAS)
+                predicted = probe.predictions(x[n_train:])
+            error = np.square(predicted[:, : len(validation)] - goal[validation])
+            candidates += [
+                (float(e.mean()), weight, alpha, p[n_fitted - n_train :])
+                for e, alpha, p in zip(error, probe.alphas, predicted, strict=True)
+            ]
+        best = min(candidates, key=lambda candidate: candidate[0])  # the first, simplest, of equals
+        only = min((c for c in candidates if not c[1]), key=lambda candidate: candidate[0])
+        kept.append(fold)
+        answer.append(np.stack([only[3], best[3]]))
+        constant.append(np.full(len(test), goal[train].mean()))
+        chosen.append(
+            {"fold": fold.name, "floor_alpha": only[2], "alpha": best[2], "weight": best[1]}
+        )
+    tested = place[np.concatenate([fold.test for fold in kept])]
+    both = np.concatenate(answer, axis=1)  # [floor or joint, rows, targets]
+    unit, names = pd.factorize(
+        np.asarray(units, object)[overlap.rows[tested]].astype(str), sort=True
+    )
+    if number:
+        base = np.concatenate(constant)
+        values = [unit_r2(goal[tested, 0], side[:, 0], base, unit) for side in both]
+    else:
+        values = [unit_metric(code[tested], side.argmax(axis=1), unit, metric) for side in both]
+    alone, joint = (np.array(list(of.values())) for of in values)
+    gain, shared = joint - alone, train_overlap(kept)
+    p = None
+    if len(gain) >= MIN_UNITS:
+        test_of = Paired.of(gain, resamples=n_resamples(1, 1), overlap=shared)
+        p = None if bool(test_of.constant) else float(test_of.p_greater())
+    return AddedValue(
+        confound=overlap.confound,
+        metric=metric,
+        value=float(gain.mean()),
+        joint=float(joint.mean()),
+        floor=float(alone.mean()),
+        per_unit={str(names[u]): float(v) for u, v in zip(values[0], gain, strict=True)},
+        interval=t_interval(gain, train_overlap=shared),
+        p=p,
+        folds=tuple(chosen),
+        n=overlap.n,
+        n_retained=len(overlap.rows),
+        n_missing=overlap.n_missing,
+        single=overlap.single,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Residuals:
+    """features: float64 [n, d]; removed: the share of the training rows' variance that left."""
+
+    features: np.ndarray
+    removed: float
+    note: str = DESCRIPTIVE
+    method: str = "linear residualisation"
+
+
+def residualised(features: np.ndarray, confound: np.ndarray, train: np.ndarray) -> Residuals:
+    """Features [n, d] less their least-squares fit on the confound [n, p] and an intercept.
+
+    Fitted on the training rows, int [t], alone; a category goes in as one-hot columns. For any
+    benchmark to score, and for no verdict: features that hold nothing but a count still score by
+    nearest neighbours, because a line takes only the line out of them.
+
+    Raises:
+      InputError: lengths that differ, a value that is not finite, no more training rows than
+        columns of the confound.
+    """
+    features, confound = np.asarray(features), np.asarray(confound)
+    if features.ndim != 2 or confound.ndim != 2 or len(features) != len(confound):
+        raise InputError(
+            f"residuals: features {features.shape} and confound {confound.shape}, "
+            "expected [n, d] and [n, p]"
+        )
+    check_finite(features, "row")
+    check_finite(confound, "row", column="confound")
+    if len(train) <= confound.shape[1] + 1:
+        raise InputError(
+            f"residuals: {len(train)} training rows for {confound.shape[1]} columns of the "
+            f"confound, expected {confound.shape[1] + 2} or more"
+        )
+    x, z = features.astype(np.float64), confound.astype(np.float64)
+    mean, centre = x[train].mean(axis=0), z[train].mean(axis=0)
+    spread = z[train].std(axis=0)
+    z = (z - centre) / np.where(spread > 1e-12 * np.abs(centre), spread, np.inf)
+    slopes = np.linalg.lstsq(z[train], x[train] - mean, rcond=None)[0]
+    left = x - mean - z @ slopes
+    total = np.square(x[train] - mean).sum()
+    removed = 1.0 - np.square(left[train]).sum() / total if total else 0.0
+    return Residuals(left, float(removed))
+
+
+def _checked_metric(overlap: Overlap, metric: str) -> str:
+    """ "r2" for labels that are numbers, one of `unit_metric` for classes; else an `InputError`."""
+    possible = METRICS if overlap.names else ("r2",)
+    if metric not in possible:
+        kind = "classes" if overlap.names else "numbers"
+        raise InputError(
+            f"conditional score: metric {metric!r} for labels that are {kind}, expected "
+            f"{' or '.join(possible)}"
+        )
+    return metric
+
+
+def _is_number(column: pd.Series) -> bool:
+    """Of many values or not whole, as `find_overlap` says; a name otherwise."""
+    if not pd.api.types.is_float_dtype(column):
+        return is_numeric(column)
+    return is_numeric(column) or bool((column.dropna() % 1 != 0).any())
+
+
+def _refuse_infinite(column: pd.Series) -> None:
+    if pd.api.types.is_float_dtype(column) and np.isinf(column.to_numpy()).any():
+        row = int(np.argmax(np.isinf(column.to_numpy())))
+        raise InputError(f"conditional score: {column.name!r} of row {row} is not finite")
+
+
+def _of_blocks(column: pd.Series, block: np.ndarray, number: bool) -> np.ndarray:
+    """The mean, float64, or the one name, text, of each block [g]; `InputError` for two names."""
+    order = np.argsort(block, kind="stable")
+    first = np.unique(block[order], return_index=True)[1]
+    if number:
+        values = column.to_numpy(np.float64)
+        order = np.lexsort((values, block))  # sums that do not depend on the order of rows
+        return np.add.reduceat(values[order], first) / np.bincount(block) if len(first) else values
+    names = column.astype(str).to_numpy(object)
+    one = names[order][first]
+    odd = np.flatnonzero(names != one[block])
+    if len(odd):
+        row = odd[0]
+        raise InputError(
+            f"conditional score: row {column.index[row]} has the {column.name} {names[row]!r}, and "
+            f"another row of its block {one[block[row]]!r}; expected one a block"
+        )
+    return one
+
+
+def _overlapping(stratum: np.ndarray, kind: np.ndarray, number: bool) -> np.ndarray:
+    """Which blocks stay, bool [g]: strata of one label and labels of one stratum leave in turns."""
+    kept = np.ones(len(stratum), bool)
+    while True:
+        pairs = np.unique(np.stack([stratum[kept], kind[kept]]), axis=1)
+        labels_of = np.bincount(pairs[0], minlength=int(stratum.max(initial=0)) + 1)
+        strata_of = np.bincount(pairs[1], minlength=int(kind.max(initial=0)) + 1)
+        stay = kept & (labels_of[stratum] > 1) & (number | (strata_of[kind] > 1))
+        if (stay == kept).all():
+            return kept
+        kept = stay
+
+
+def _distinct(stratum: np.ndarray, kind: np.ndarray) -> int:
+    """Π over strata of (blocks)! / Π over labels (blocks of the label)!, at most `MOST`."""
+    sizes = np.unique(stratum, return_counts=True)[1]
+    cells = np.unique(np.stack([stratum, kind]), axis=1, return_counts=True)[1]
+    log = sum(math.lgamma(s + 1) for s in sizes) - sum(math.lgamma(c + 1) for c in cells)
+    return MOST if log > math.log(MOST) else round(math.exp(log))
+
+
+def _values(of: Mapping[str, float]) -> dict[str, float]:
+    for unit, value in of.items():
+        if not math.isfinite(value):
+            raise InputError(f"conditional score: unit {unit!r} has the score {value}")
+    return dict(of)
+
+
+def _retained(fold: Fold, place: np.ndarray, confound: str) -> Fold:
+    parts = {part: getattr(fold, part)[place[getattr(fold, part)] >= 0] for part in PARTS}
+    for part, rows in parts.items():
+        if not len(rows):
+            raise InputError(
+                f"added value: fold {fold.name!r} has no row left in its part {part!r} beyond "
+                f"{confound}"
+            )
+    return dataclasses.replace(fold, **parts)
+
+
+def _kernels(
+    floor: np.ndarray, encoder: np.ndarray, n_train: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features whose products are k_floor and k_encoder + k_both, float64 [n, ...].
+
+    Each kernel is 1 on average at a row with itself, so that widths do not weigh.
+    """
+    rng = np.random.default_rng(seed)
+    scaled = []
+    for side in (floor, encoder):
+        mean, inverse = moments(side[:n_train], np.ones(n_train))
+        z = standardise(side, mean, inverse).astype(np.float64)
+        scaled.append(z / math.sqrt(max(int((inverse > 0).sum()), 1)))  # mean square distance 2
+    parts = [[z, *(_waves(z, length, rng) for length in LENGTHS)] for z in scaled]
+    alone, own = (np.hstack(of) / math.sqrt(len(of)) for of in parts)
+    return alone, np.hstack([own, _waves(np.hstack(scaled), math.sqrt(2.0), rng)])
+
+
+def _waves(z: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
+    """[n, WAVES] whose products tend to exp(-‖x - y‖² / (2 (√2 length)²))."""
+    frequencies = rng.normal(size=(z.shape[1], WAVES)) / (math.sqrt(2.0) * length)
+    phases = rng.uniform(0.0, 2.0 * math.pi, WAVES)
+    return math.sqrt(2.0 / WAVES) * np.cos(z @ frequencies + phases[None, :])
