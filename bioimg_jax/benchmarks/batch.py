@@ -213,9 +213,8 @@ def _numbers(column: pd.Series) -> np.ndarray:
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
     odd = np.flatnonzero((np.isnan(values) & column.notna().to_numpy()) | np.isinf(values))
     if len(odd):
-        raise InputError(
-            f"column {column.name!r} of row {odd[0]} is {str(column.iloc[odd[0]])!r}, expected a number"
-        )
+        value = str(column.iloc[odd[0]])
+        raise InputError(f"column {column.name!r} of row {odd[0]} is {value!r}, expected a number")
     return values
 
 

@@ -213,8 +213,9 @@ def conditional_permutation(
 
     Exact for any score: if labels are exchangeable inside a stratum given the predictions, the
     observed score is one draw of the null. A bin of a number is not quite a stratum: inside it the
-    label may still lean on the number, sharply where it has a threshold there. The conditional
-    score of the confound's own predictions shows how much that is; more bins leave less.
+    label may still lean on the number: where it has a threshold there, or in the wide bins of a
+    tail. The conditional score of the confound's own predictions shows how much that is; more bins
+    leave less.
 
     Args:
       score: labels of `overlap.rows` -> per-unit values, the same units each time: a metric of
@@ -273,11 +274,12 @@ def answers(
 ) -> UnitScore:
     """The `score` of predictions out of fold: class names [n], or numbers [n] for metric "r2".
 
-    units: [n], the unit of independence of each row. One answer that is no label of the retained
+    units: [n], the unit of independence of each row. An answer that is no label of the retained
     rows is wrong, whatever the label. "r2" counts from the mean of the retained labels.
 
     Raises:
-      InputError: lengths other than n, a predicted number that is not finite.
+      InputError: lengths other than n, a predicted number that is not finite, no prediction that is
+        a label.
     """
     for what, side in (("predictions", predictions), ("units", units)):
         if len(side) != overlap.n:
@@ -295,7 +297,13 @@ def answers(
             return {str(names[u]): value for u, value in values.items()}
 
         return score
-    code = pd.Index(overlap.names, dtype=object).get_indexer(answer.astype(str).astype(object))
+    answer = answer.astype(str).astype(object)
+    code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
+    if (code < 0).all():  # 0.0 for 0, say
+        raise InputError(
+            f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
+            f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
+        )
 
     def score(labels: np.ndarray) -> dict[str, float]:
         return {str(names[u]): v for u, v in unit_metric(labels, code, unit, metric).items()}
