@@ -17,6 +17,7 @@ Where labels and strata do not overlap (each compound in one week) nothing of th
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ from bioimg_jax.statistics.unit_metric import METRICS, unit_metric, unit_r2
 
 N_PERMUTATIONS = 999
 # Blocks of a quantile bin from where there are more than 20 such bins. Predictions from nothing but
-# a count that the labels follow in waves, 1,600 blocks, 40 simulations: in 20 bins they scored 0.011
+# a count that labels follow in waves, 1,600 blocks, 40 simulations: in 20 bins they scored 0.011
 # beyond it, p <= 0.05 in 25; in bins of 16 0.001, in 5. A true 0.185 beyond it was 0.170 there.
 SET = 16
 MOST = 10**9  # distinct permutations are counted up to here
@@ -331,7 +332,7 @@ class AddedValue:
     per_unit: dict[str, float]
     interval: tuple[float, float] | None
     p: float | None
-    folds: tuple[dict[str, float | str], ...]
+    folds: tuple[dict[str, Any], ...]
     n: int
     n_retained: int
     n_missing: int
@@ -388,9 +389,9 @@ def added_value(
     place[overlap.rows] = np.arange(len(overlap.rows))
     goal = overlap.labels[:, None] if number else np.eye(len(classes))[code]  # [m, targets]
 
-    kept, chosen, answer, constant = [], [], [], []
-    for fold in folds:
-        fold = _retained(fold, place, overlap.confound)
+    kept = [_retained(fold, place, overlap.confound) for fold in folds]
+    chosen, answered, constant = [], [], []
+    for fold in kept:
         train, validation, test = (place[getattr(fold, part)] for part in PARTS)
         absent = [] if number else np.setdiff1d(code, code[train])
         if len(absent):
@@ -398,33 +399,16 @@ def added_value(
                 f"added value: class {classes[absent[0]]!r} has no training row in fold "
                 f"{fold.name!r} beyond {overlap.confound}"
             )
-        parts = [
-            np.concatenate([side[getattr(fold, part)] for part in PARTS]).astype(np.float64)
-            for side in sides.values()
-        ]
-        n_train, n_fitted = len(train), len(train) + len(validation)
-        alone, beside = _kernels(*parts, n_train, seed)
-        candidates = []
-        for weight in WEIGHTS:
-            x = np.hstack([alone, math.sqrt(weight) * beside]) if weight else alone
-            with threadpoolctl.threadpool_limits(1, user_api="blas"):
-                probe = fit_ridge(x[:n_train], goal[train], alphas=ALPHAS)
-                predicted = probe.predictions(x[n_train:])
-            error = np.square(predicted[:, : len(validation)] - goal[validation])
-            candidates += [
-                (float(e.mean()), weight, alpha, p[n_fitted - n_train :])
-                for e, alpha, p in zip(error, probe.alphas, predicted, strict=True)
-            ]
-        best = min(candidates, key=lambda candidate: candidate[0])  # the first, simplest, of equals
-        only = min((c for c in candidates if not c[1]), key=lambda candidate: candidate[0])
-        kept.append(fold)
-        answer.append(np.stack([only[3], best[3]]))
-        constant.append(np.full(len(test), goal[train].mean()))
-        chosen.append(
-            {"fold": fold.name, "floor_alpha": only[2], "alpha": best[2], "weight": best[1]}
+        rows = np.concatenate([fold.train, fold.validation, fold.test])
+        kernels = _kernels(
+            *(side[rows].astype(np.float64) for side in sides.values()), len(train), seed
         )
+        answer, settings = _answered(*kernels, goal[train], goal[validation])
+        answered.append(answer)
+        constant.append(np.full(len(test), goal[train].mean()))
+        chosen.append({"fold": fold.name, **settings})
     tested = place[np.concatenate([fold.test for fold in kept])]
-    both = np.concatenate(answer, axis=1)  # [floor or joint, rows, targets]
+    both = np.concatenate(answered, axis=1)  # [floor or joint, rows, targets]
     unit, names = pd.factorize(
         np.asarray(units, object)[overlap.rows[tested]].astype(str), sort=True
     )
@@ -578,6 +562,29 @@ def _retained(fold: Fold, place: np.ndarray, confound: str) -> Fold:
                 f"{confound}"
             )
     return dataclasses.replace(fold, **parts)
+
+
+def _answered(
+    alone: np.ndarray, beside: np.ndarray, train: np.ndarray, validation: np.ndarray
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Predictions of the test rows [2, n_test, targets] by floor and by both, and what was chosen.
+
+    alone, beside: of training, validation and test rows in this order; train, validation: targets.
+    """
+    n_train, n_fitted = len(train), len(train) + len(validation)
+    candidates = []  # (error, weight, alpha, predictions), the simplest first
+    for weight in WEIGHTS:
+        x = np.hstack([alone, math.sqrt(weight) * beside]) if weight else alone
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            probe = fit_ridge(x[:n_train], train, alphas=ALPHAS)
+            predicted = probe.predictions(x[n_train:])  # [alphas, rows, targets]
+        for alpha, of in zip(probe.alphas, predicted, strict=True):
+            error = float(np.square(of[: len(validation)] - validation).mean())
+            candidates.append((error, weight, alpha, of[n_fitted - n_train :]))
+    both = min(candidates, key=lambda candidate: candidate[0])  # of equals the first
+    floor = min(candidates[: len(ALPHAS)], key=lambda candidate: candidate[0])
+    settings = {"floor_alpha": floor[2], "alpha": both[2], "weight": both[1]}
+    return np.stack([floor[3], both[3]]), settings
 
 
 def _kernels(
