@@ -151,7 +151,7 @@ def _regressed(
     """Ridge on standardised features; alpha by the squared error on validation rows."""
     values = obs[column].to_numpy(np.float64)
     # One class for all, so that units are dealt evenly, and no class can lack in training.
-    there = obs.assign(**{column: np.where(np.isnan(values), None, "number")})
+    there = obs.assign(**{column: pd.Series("number", obs.index).where(~np.isnan(values))})
     target = _target(there, column, unit, n_folds)
     folds = make_folds(there, target)
     used = _used(folds)

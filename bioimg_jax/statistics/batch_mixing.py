@@ -97,9 +97,8 @@ def batch_mixing(
             "silhouette_batch": _silhouette(scib, x, groups, codes),
         }
         if labels is not None:
-            found = 1 < len(np.unique(groups)) < len(groups)
-            silhouette = scib.silhouette_label(x, groups) if found else math.nan
-            values["silhouette_label"] = silhouette
+            exists = 1 < len(np.unique(groups)) < len(groups)
+            values["silhouette_label"] = scib.silhouette_label(x, groups) if exists else math.nan
     values["pcr"] = explained_variance(x, pd.Series(codes, dtype=object)).share
     return [
         {

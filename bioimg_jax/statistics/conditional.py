@@ -293,23 +293,23 @@ def answers(
     if metric == "r2":
         answer = answer.astype(np.float64)
         check_finite(answer[:, None], "prediction", column="column")
-
-        def score(labels: np.ndarray) -> dict[str, float]:
-            constant = np.full(len(labels), overlap.labels.mean())
-            values = unit_r2(labels, answer, constant, unit)
-            return {str(names[u]): value for u, value in values.items()}
-
-        return score
-    answer = answer.astype(str).astype(object)
-    code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
-    if (code < 0).all():  # 0.0 for 0, say
-        raise InputError(
-            f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
-            f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
-        )
+    else:
+        answer = answer.astype(str).astype(object)
+        code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
+        if (code < 0).all():  # 0.0 for 0, say
+            raise InputError(
+                f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
+                f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
+            )
+        answer = code
+    constant = np.full(len(answer), overlap.labels.mean())
 
     def score(labels: np.ndarray) -> dict[str, float]:
-        return {str(names[u]): v for u, v in unit_metric(labels, code, unit, metric).items()}
+        if metric == "r2":
+            values = unit_r2(labels, answer, constant, unit)
+        else:
+            values = unit_metric(labels, answer, unit, metric)
+        return {str(names[u]): value for u, value in values.items()}
 
     return score
 
@@ -393,16 +393,15 @@ def added_value(
     chosen, answered, constant = [], [], []
     for fold in kept:
         train, validation, test = (place[getattr(fold, part)] for part in PARTS)
-        absent = [] if number else np.setdiff1d(code, code[train])
+        absent = np.setdiff1d(np.empty(0, int) if number else code, code[train])
         if len(absent):
             raise InputError(
                 f"added value: class {classes[absent[0]]!r} has no training row in fold "
                 f"{fold.name!r} beyond {overlap.confound}"
             )
         rows = np.concatenate([fold.train, fold.validation, fold.test])
-        kernels = _kernels(
-            *(side[rows].astype(np.float64) for side in sides.values()), len(train), seed
-        )
+        floor_rows, encoder_rows = (side[rows].astype(np.float64) for side in sides.values())
+        kernels = _kernels(floor_rows, encoder_rows, len(train), seed)
         answer, settings = _answered(*kernels, goal[train], goal[validation])
         answered.append(answer)
         constant.append(np.full(len(test), goal[train].mean()))

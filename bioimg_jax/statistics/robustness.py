@@ -23,8 +23,10 @@ class RobustnessIndex:
     chance: of neighbours drawn at random, (M - 1)/(M + C - 2) for M centres and C classes in cells
     of equal size.
     single_centre: rows whose class has one centre only; they can have no SO, and chance knows.
-    per_unit: jackknife pseudo-values, their 95 % interval by t; empty without units, or where some
-    unit's rows are all that there is of SO and OS.
+    per_unit: jackknife pseudo-values; empty without units, or where some unit's rows are all that
+    there is of SO and OS. interval: 95 % by t, of their standard error around the value; their mean
+    is the value less a bias that here is mostly the luck of the neighbours next to the k-th. (On
+    noise, 300 rows in 30 units: 1.00 covered around the value, 0.69 around their mean.)
     higher_is_better: neither; noise is at chance, and a robust index says nothing of biology.
     """
 
@@ -140,6 +142,10 @@ def robustness_index(
         g = len(names)
         pseudo = g * value - (g - 1) * without[:, 0] / without.sum(axis=1)
         per_unit = dict(zip(names, pseudo.tolist(), strict=True))
+    interval = t_interval(list(per_unit.values()))
+    if interval is not None and value is not None:
+        half = (interval[1] - interval[0]) / 2
+        interval = (value - half, value + half)
     expected = [float((kind / allowed).sum()) for kind in (same_other, other_same)]
     return RobustnessIndex(
         value=value,
@@ -152,7 +158,7 @@ def robustness_index(
         n_centres=int(c.max()) + 1,
         single_centre=int((_sizes(b) == _sizes(b, c)).sum()),
         per_unit=per_unit,
-        interval=t_interval(list(per_unit.values())),
+        interval=interval,
     )
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.spatial.distance import cdist
 
 from bioimg_jax.errors import InputError
@@ -147,8 +148,8 @@ def test_pseudo_values_leave_a_unit_out_of_queries_and_gallery(tied, slides, blo
 
     found = robustness_index(features, biology, centre, k=6, units=unit, apart=apart)
     assert list(found.per_unit.values()) == pytest.approx(pseudo_values(without, 8))
-    low, high = found.interval
-    assert low < np.mean(list(found.per_unit.values())) < high
+    half = stats.t.ppf(0.975, 7) * stats.sem(list(found.per_unit.values()))
+    assert found.interval == pytest.approx((found.value - half, found.value + half))
 
 
 def test_classes_of_one_centre_are_counted_and_a_value_may_not_exist():
