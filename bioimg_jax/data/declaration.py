@@ -59,6 +59,8 @@ class Declaration:
     nuisance: tuple[str, ...]  # metadata columns that are technique, not biology
     symmetries: tuple[str, ...]  # augmentations that keep every target: "flip", "rot90"
     pretraining: str  # "all": every image, without labels; "train": rows of the split's train part
+    pretraining_column: str = ""  # metadata column whose rows "train" those are; else the column of
+    # the first target with a fixed split
 
     def __post_init__(self) -> None:
         unknown = set(self.symmetries) - set(SYMMETRIES)
@@ -71,7 +73,8 @@ class Declaration:
         names = [target.name for target in self.targets]
         if len(set(names)) < len(names):
             raise InputError(f"{self.name}: two targets have the same name: {names}")
-        if self.pretraining == "train" and not any(t.split == "fixed" for t in self.targets):
+        fixed = self.pretraining_column or any(t.split == "fixed" for t in self.targets)
+        if self.pretraining == "train" and not fixed:
             raise InputError(f"{self.name}: pretraining 'train' needs a target with a fixed split")
 
     def target(self, name: str) -> Target:

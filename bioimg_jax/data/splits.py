@@ -162,13 +162,10 @@ def pretraining_indices(
     """
     keep = np.ones(len(metadata), dtype=bool)
     if declaration.pretraining == "train":
-        target = next(t for t in declaration.targets if t.split == "fixed")
-        _require(
-            metadata,
-            target.split_column,
-            f"split column {target.split_column!r} of target {target.name!r}",
-        )
-        keep &= (metadata[target.split_column].astype(str) == "train").to_numpy()
+        fixed = (t.split_column for t in declaration.targets if t.split == "fixed")
+        column = declaration.pretraining_column or next(fixed)
+        _require(metadata, column, f"split column {column!r} of data set {declaration.name!r}")
+        keep &= (metadata[column].astype(str) == "train").to_numpy()
     if hold_out is not None:
         units = unit_names(metadata, hold_out.unit)
         keep &= ~pd.Index(units).isin(set(units[hold_out.test]))
