@@ -279,9 +279,10 @@ def score_expression(
     absent = undefined_protocols(experiment, protocols)
     chosen = {name: protocol for name, protocol in protocols.items() if name not in absent}
     found: dict[str, list[tuple[_FoldSums, dict[str, Any]]]] = {name: [] for name in chosen}
+    most = max((protocol.components or 0 for protocol in chosen.values()), default=0)
     for i, fold in enumerate(experiment.folds):
         # The folds of alpha are other rows, whose moments and components are their own.
-        space = _Space(features, fold.train, fold.test)
+        space = _Space(features, fold.train, fold.test, most)
         for name, protocol in chosen.items():
             columns, train, test = experiment.targets(protocol, i)
             alpha = _choose_alpha(features, experiment, protocol, fold, train)
@@ -396,35 +397,44 @@ def rank_agreement(
 
 
 class _Space:
-    """Training and other rows of one split, standardised and, where wanted, projected."""
+    """Training and other rows of one split, standardised and, where wanted, projected.
 
-    def __init__(self, features: np.ndarray, train: np.ndarray, other: np.ndarray) -> None:
+    components: as many as any protocol wants.
+    """
+
+    def __init__(
+        self, features: np.ndarray, train: np.ndarray, other: np.ndarray, components: int
+    ) -> None:
         scaler = StandardScaler(copy=False)  # constant features become 0
         self._train = scaler.fit_transform(features[train].astype(np.float64))
         self._other = scaler.transform(features[other].astype(np.float64))
+        self._components = min(components, *self._train.shape)
 
     def of(self, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, int | None]:
         """Training rows [n, k], other rows [t, k], and the number of components."""
         if protocol.components is None:
             return self._train, self._other, None
-        n, d = self._train.shape
-        k = min(protocol.components, d, n - 1 if protocol.below_rows else n)
-        basis = self._basis[:, :k]
-        return self._train @ basis, self._other @ basis, k
+        train, other = self._projected
+        k = min(protocol.components, self._components)
+        k = min(k, len(train) - 1) if protocol.below_rows else k
+        return train[:, :k], other[:, :k], k
 
     @functools.cached_property
-    def _basis(self) -> np.ndarray:
-        """All principal axes in columns [d, min(n, d)], the first one first.
+    def _projected(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both on the first principal axes, from the smaller of XᵀX and X Xᵀ (`probes.ridge`).
 
-        From the smaller of XᵀX and X Xᵀ, as in `probes.ridge`. An axis along which the training
-        rows do not differ is not defined, and 0 if it comes of X Xᵀ.
+        An axis along which the training rows do not differ is not defined, and 0 if it comes of
+        X Xᵀ.
         """
-        x = self._train
-        if len(x) >= x.shape[1]:
-            return linalg.eigh(x.T @ x)[1][:, ::-1]
-        squares, left = (part[..., ::-1] for part in linalg.eigh(x @ x.T))
-        kept = squares > ROUNDING * squares[0]
-        return x.T @ (left * np.where(kept, 1.0 / np.sqrt(np.where(kept, squares, 1.0)), 0.0))
+        x, k = self._train, self._components
+        gram = x.T @ x if len(x) >= x.shape[1] else x @ x.T
+        last = len(gram) - 1
+        squares, axes = linalg.eigh(gram, subset_by_index=(last - k + 1, last))
+        squares, axes = squares[::-1], axes[:, ::-1]
+        if len(x) < x.shape[1]:
+            kept = squares > ROUNDING * squares[0]
+            axes = x.T @ (axes * np.where(kept, 1.0 / np.sqrt(np.where(kept, squares, 1.0)), 0.0))
+        return x @ axes, self._other @ axes
 
 
 def _inner_groups(experiment: Experiment, rows: np.ndarray) -> np.ndarray | None:
@@ -453,7 +463,7 @@ def _choose_alpha(
     scores = np.zeros(len(ALPHAS))
     for group in range(groups.max() + 1):
         held = groups == group
-        space = _Space(features, fold.train[~held], fold.train[held])
+        space = _Space(features, fold.train[~held], fold.train[held], protocol.components or 0)
         x, new, _ = space.of(protocol)
         probe = fit_ridge(x, targets[~held], alphas=ALPHAS, intercept=False)
         for i, predictions in enumerate(probe.predictions(new)):

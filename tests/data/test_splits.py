@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_fixed_split_follows_its_column(screen: pd.DataFrame) -> None:
     assert set(screen.plate[fold.test]) == {"P4"}
     declaration = Declaration("x", ("a",), None, (target,), (), (), "train")
     assert set(screen.plate[pretraining_indices(screen, declaration)]) == {"P1", "P2"}
+    screen["seen"] = np.where(screen.plate == "P3", "train", "test")  # no target's own split
+    declaration = dataclasses.replace(declaration, pretraining_column="seen")
+    assert set(screen.plate[pretraining_indices(screen, declaration)]) == {"P3"}
+    with pytest.raises(InputError, match="split column 'seen' of data set 'x' does not exist"):
+        pretraining_indices(screen.drop(columns="seen"), declaration)
 
     screen.loc[0, "split"] = "holdout"
     with pytest.raises(InputError, match="holds 'holdout'"):
