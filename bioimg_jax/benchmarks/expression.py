@@ -96,6 +96,7 @@ class Experiment:
         for fold in self.folds:
             if _inner_groups(self, fold.train) is None:
                 found["choose_alpha"] = f"fold {fold.name!r} trains on a single section"
+                break
         return found
 
     @functools.cached_property

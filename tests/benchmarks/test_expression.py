@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +114,11 @@ def fitted(
     return Ridge(alpha=alpha, fit_intercept=False, solver="svd").fit(a, y[train]).predict(b)
 
 
+def pearson(p: np.ndarray, y: np.ndarray) -> float:
+    """NaN for a gene that does not vary."""
+    return float(stats.pearsonr(p, y)[0]) if np.ptp(y) > 0 else np.nan
+
+
 def plain(data: Screen, protocol: Protocol) -> dict[str, Any]:
     """The protocol in loops: the score, and of each fold r [parts, genes], genes and alpha."""
     x, totals = data.features.astype(np.float64), data.counts.sum(axis=1)
@@ -142,8 +146,8 @@ def plain(data: Screen, protocol: Protocol) -> dict[str, Any]:
                 inner, validation = one.train[~held], one.train[held]
                 for strength in by_alpha:
                     p = fitted(x, y, protocol, inner, validation, strength)
-                    by_alpha[strength] += np.mean(
-                        [stats.pearsonr(p[:, g], y[validation, g])[0] for g in range(len(genes))]
+                    by_alpha[strength] += np.nanmean(
+                        [pearson(p[:, g], y[validation, g]) for g in range(len(genes))]
                     )
             alpha = max(by_alpha, key=lambda a: by_alpha[a])
         p = fitted(x, y, protocol, one.train, one.test, alpha)
@@ -152,11 +156,10 @@ def plain(data: Screen, protocol: Protocol) -> dict[str, Any]:
             rows = [np.flatnonzero(data.sections[one.test] == s) for s in
                     sorted(set(data.sections[one.test]))]  # fmt: skip
         r = [
-            [stats.pearsonr(p[part, g], y[one.test][part, g])[0] for g in range(len(genes))]
-            for part in rows
+            [pearson(p[part, g], y[one.test][part, g]) for g in range(len(genes))] for part in rows
         ]
         values.append({"r": np.array(r), "genes": genes, "alpha": alpha})
-    score = float(np.mean([np.mean(of["r"]) for of in values]))
+    score = float(np.mean([np.nanmean(np.nanmean(of["r"], axis=1)) for of in values]))
     return {"score": score, "folds": values}
 
 
@@ -173,14 +176,16 @@ def test_every_variant_is_what_scikit_learn_says(name: str, d: int, spots: int) 
     expected = plain(data, PROTOCOLS[name])
     assert found.value == pytest.approx(expected["score"], abs=1e-6)
     for of, one in zip(expected["folds"], data.folds, strict=True):
-        assert found.per_fold[one.name] == pytest.approx(of["r"].mean(), abs=1e-6)
+        by_part = np.nanmean(of["r"], axis=1)
+        assert found.per_fold[one.name] == pytest.approx(by_part.mean(), abs=1e-6)
         settings = found.settings[one.name]
         assert settings["genes"] == tuple(data.names[g] for g in of["genes"])
         assert of["alpha"] is None or settings["alpha"] == of["alpha"]
     if not PROTOCOLS[name].per_section and not PROTOCOLS[name].choose_genes:
         by_gene = np.mean([of["r"][0] for of in expected["folds"]], axis=0)
         np.testing.assert_allclose(list(found.per_gene.values()), by_gene, atol=1e-6)
-    assert found.n_constant == found.n_flat == 0
+    assert found.n_constant == sum(np.isnan(of["r"]).sum() for of in expected["folds"])
+    assert found.n_flat == 0
 
 
 def test_the_official_alpha_and_components() -> None:
@@ -437,7 +442,9 @@ def test_audit_features_predict_depth_and_gradients() -> None:
 
 
 def test_positions_that_cannot_be_standardised_are_zero() -> None:
-    audit = audit_features(np.array([3.0, 3.0, 8.0]), np.array([1.0, 2.0, 5.0]), np.ones(3), "aab")
+    audit = audit_features(
+        np.array([3.0, 3.0, 8.0]), np.array([1.0, 2.0, 5.0]), np.ones(3), list("aab")
+    )
     np.testing.assert_allclose(audit["position"][:, 0], 0.0)
     np.testing.assert_allclose(audit["position"][:, 1], [-1.0, 1.0, 0.0])
 
@@ -588,17 +595,14 @@ def test_her2st_agrees_with_scikit_learn_and_cannot_tell(her2st: Path) -> None:
     counts = read_counts(task)
     assert len(counts.names) == 1000 and len(task.genes) == 50
     pixels = PixelRepresentation(("R", "G", "B"))
-    features = np.concatenate(
-        [
-            np.asarray(
-                pixels.features(
-                    {"image": np.stack(list(read_images(task.folder / s.patches, s.images, rows)))}
-                )["pixels"]
-            )
-            for s in task.samples
-            for rows in np.array_split(np.arange(s.shape[0]), max(1, s.shape[0] // 64))
-        ]
-    )
+    parts = []
+    for sample in task.samples:
+        path = task.folder / sample.patches
+        for rows in np.array_split(np.arange(sample.shape[0]), 3):
+            images = np.stack(list(read_images(path, sample.images, rows)))
+            parts.append(np.hstack(list(pixels.features({"image": images}).values())))
+    features = np.concatenate(parts)
+    assert features.shape[1] > 256  # as many as the benchmark projects
     data = Screen(
         features,
         counts.matrix.toarray(),
@@ -611,10 +615,10 @@ def test_her2st_agrees_with_scikit_learn_and_cannot_tell(her2st: Path) -> None:
     experiment = data.experiment()
     found = score_expression(features, experiment)
     for variant, protocol in PROTOCOLS.items():
-        expected = plain(data, protocol)["score"]
-        assert found[variant].value == pytest.approx(expected, abs=1e-4), variant
         assert list(found[variant].per_unit) == ["B"]
-    print({variant: round(of.value, 4) for variant, of in found.items()}, file=sys.stderr)
+        if variant != "chosen_alpha":  # 45 fits, compared above where they are small
+            expected = plain(data, protocol)["score"]
+            assert found[variant].value == pytest.approx(expected, abs=1e-4), variant
     # The list holds the most variable genes of the training sections of this split.
     assert found["training_genes"].settings["0"]["genes"] == tuple(
         sorted(task.genes, key=counts.names.index)
