@@ -21,16 +21,21 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax import command_line
+from bioimg_jax.benchmarks.beyond import PERMUTATION, beyond, confounds
 from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, cases, floor_ids
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols
+from bioimg_jax.benchmarks.nuisance import nuisance_rows
+from bioimg_jax.benchmarks.protocols import Protocol, find_protocols, of_metadata
+from bioimg_jax.benchmarks.retrieval import Activity
 from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.benchmarks.screening import POSITIVE, Screening, screening, summaries
+from bioimg_jax.data.splits import unit_names
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.aligned import CONTROL, AlignedTable, align, unaligned
+from bioimg_jax.features.aligned import CONTROL, AlignedTable, align
 from bioimg_jax.features.alignment import Alignment, find_alignment
 from bioimg_jax.features.imported import Join, import_table
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.mesh import settle_cpu
-from bioimg_jax.representations.metadata import MetadataRepresentation
+from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
 from bioimg_jax.scoring import with_verdicts
@@ -40,6 +45,7 @@ HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
 --workdir=DIR       where tables, results.json and report.html are kept"""
 NO_IMAGES = "there are no images behind a file of features"
+CONDITIONAL = ("method", "value", "lower", "upper", "observed", "alone", "p", "n", "n_retained")
 KINDS = (*ENCODERS, "count", "pixels", "layout", "texture")
 Config = Mapping[str, Any]
 
@@ -76,39 +82,43 @@ def _run(arguments: Sequence[str]) -> None:
 
 def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     """Every protocol on every table of features, after every alignment; what results.json holds."""
-    settings, sources = config["evaluate"], config["profiles"]
+    settings, sources, seed = config["evaluate"], config["profiles"], config["seed"]
     alignments = _alignments(settings["alignments"])
     tables = _read_tables(sources, workdir)
+    kinds = {name: sources["tables"][name]["kind"] for name in tables}
+    encoders = [name for name in tables if kinds[name] in ENCODERS]
     first = next(iter(tables.values()))
     obs = first.obs
-    protocols, not_run = find_protocols(
-        settings["benchmarks"], list(obs.columns), average=settings["average"],
-        permutations=settings["permutations"], seed=config["seed"],
-    )  # fmt: skip
     floors, omitted = _floors(settings["floors"], tables, sources)
-    audits: dict[str, dict[str, Any]] = {}
-    for protocol in protocols:
-        try:
-            audits[protocol.name] = _audit(protocol, first, settings, config["seed"])
-        except InputError as error:  # the design has not what it asks for, whatever the features
-            not_run[protocol.name] = str(error)
-    protocols = [protocol for protocol in protocols if protocol.name in audits]
-    for name, reason in not_run.items():
-        print(f"not run: {name}, because {reason}", file=sys.stderr)
-    if not protocols:
-        raise InputError("evaluate.benchmarks: none of them can be run")
+    protocols, audits, not_run = _protocols(settings, first, seed)
     scores: list[Score] = []
-    todo = len(tables) * len(alignments)
+    nuisance: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
-    for i, (name, table) in enumerate(tables.items()):
-        kind = sources["tables"][name]["kind"]
-        for j, (words, alignment) in enumerate(alignments.items()):
+    primary: dict[str, AlignedTable] = {}
+    began, done, todo = time.monotonic(), 0, len(tables) * len(alignments)
+    for name, table in tables.items():
+        for words, alignment in alignments.items():
             aligned = align(table, alignment, batch=settings["align_by"])
+            primary.setdefault(name, aligned)
             facts[words][name] = aligned.facts
             for protocol in protocols:
-                scores += _scores(protocol, aligned, words, name, kind, config["seed"])
-            done = i * len(alignments) + j + 1
-            print(f"{name}, {words} ({done}/{todo})", file=sys.stderr)
+                score = protocol.score(aligned, representation=name, kind=kinds[name], seed=seed)
+                scores.append(dataclasses.replace(score, benchmark=words))
+            if settings["nuisance"] and name in encoders:
+                rows, absent = nuisance_rows(aligned, *_numbers_and_ids(tables, kinds, sources))
+                about = {"representation": name, "benchmark": words}
+                nuisance += [about | row for row in rows]
+                not_run |= absent
+            done += 1
+            left = int((time.monotonic() - began) / done * (todo - done))
+            print(f"{name}, {words} ({done}/{todo}) {left // 60}:{left % 60:02d} left",
+                  file=sys.stderr)  # fmt: skip
+    conditional = _conditional(protocols, primary, tables, encoders, settings, seed)
+    screened = _screening(protocols, primary, encoders, settings, seed)
+    not_run |= screened.missing
+    for name, reason in not_run.items():
+        print(f"not run: {name}, because {reason}", file=sys.stderr)
+    _write_tables(workdir / "screening", screened.tables)
     scores, verdicts = _judged(scores, protocols, audits, floors, omitted, settings)
     return {
         "data": {
@@ -121,9 +131,8 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
             "splits": {},
         },
         "encoders": [
-            {"name": name, "kind": sources["tables"][name]["kind"], "features": table.path.name}
-            for name, table in tables.items()
-            if sources["tables"][name]["kind"] in ENCODERS
+            {"name": name, "kind": kinds[name], "features": tables[name].path.name}
+            for name in encoders
         ],
         "benchmarks": list(alignments),
         "targets": [_target_row(protocol, obs, audits[protocol.name]) for protocol in protocols],
@@ -135,8 +144,117 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         "untrained": [],
         "scores": [score.to_row() for score in scores],
         "alignments": facts,
+        "conditional": conditional,
+        "nuisance": nuisance,
+        "screening": summaries(screened.tables),
+        "plate_maps": {name: _nested(layout.map) for name, layout in screened.layouts.items()},
         "not_run": not_run,
     }
+
+
+def _protocols(
+    settings: Config, table: FeatureTable, seed: int
+) -> tuple[list[Protocol], dict[str, dict[str, Any]], dict[str, str]]:
+    """Those that can be run, what the metadata alone score by each, and why others cannot."""
+    protocols, not_run = find_protocols(
+        settings["benchmarks"], list(table.obs.columns), settings, seed=seed
+    )
+    audits: dict[str, dict[str, Any]] = {}
+    for protocol in protocols:
+        try:
+            audits[protocol.name] = _audit(protocol, table, settings, seed)
+        except InputError as error:  # the design has not what it asks for, whatever the features
+            not_run[protocol.name] = str(error)
+    protocols = [protocol for protocol in protocols if protocol.name in audits]
+    if not protocols:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
+        raise InputError(f"evaluate.benchmarks: none of them can be run ({reasons})")
+    return protocols, audits, not_run
+
+
+def _numbers_and_ids(
+    tables: Mapping[str, FeatureTable], kinds: Mapping[str, str], sources: Config
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The floors that are one number a well, by name, and what names each well."""
+    first = next(iter(tables.values()))
+    numbers = {
+        name: table.layer(table.default)[:, 0].astype(np.float64)
+        for name, table in tables.items()
+        if kinds[name] not in ENCODERS and table.widths[table.default] == 1
+    }
+    named_by = command_line.names(sources["unique"])
+    rows = [str(row) for row in range(len(first.obs))]
+    return numbers, unit_names(first.obs, named_by).tolist() if named_by else rows
+
+
+def _conditional(
+    protocols: Sequence[Protocol],
+    aligned: Mapping[str, AlignedTable],
+    tables: Mapping[str, FeatureTable],
+    encoders: Sequence[str],
+    settings: Config,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """What each encoder scores beyond each confound, and the confound beyond itself.
+
+    A row without a value has the reason in "refused".
+    """
+    floors = {
+        name: (tables[name].layer(tables[name].default), table)
+        for name, table in aligned.items()
+        if name not in encoders
+    }
+    first = next(iter(aligned.values()))
+    found: list[dict[str, Any]] = []
+    for confound in confounds(command_line.names(settings["beyond"]), first, floors):
+        for protocol in protocols:
+            own = [confound.name] if confound.name in floors else []
+            for name in (*encoders, *own):
+                about = {"target": protocol.name, "beyond": confound.name, "representation": name}
+                try:
+                    rows = beyond(
+                        protocol, aligned[name], confound,
+                        permutations=settings["beyond_permutations"], seed=seed,
+                    )  # fmt: skip
+                except InputError as error:
+                    found.append({**about, **dict.fromkeys(CONDITIONAL), "refused": str(error)})
+                    continue
+                # Beside itself a confound adds nothing: what is left of it shows how coarse strata
+                # are.
+                found += [
+                    {**about, **row, "refused": ""}
+                    for row in rows
+                    if name in encoders or row["method"] == PERMUTATION
+                ]
+            print(f"{protocol.name} beyond {confound.name}", file=sys.stderr)
+    return found
+
+
+def _screening(
+    protocols: Sequence[Protocol],
+    aligned: Mapping[str, AlignedTable],
+    encoders: list[str],
+    settings: Config,
+    seed: int,
+) -> Screening:
+    if not settings["screening"]:
+        return Screening({}, {}, {})
+    activity = next((p for p in protocols if p.name == Activity.name), None)
+    return screening(
+        aligned, encoders, activity=activity, permutations=settings["permutations"], seed=seed
+    )
+
+
+def _write_tables(folder: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """One csv an output, which the report has a summary of."""
+    for name, rows in tables.items():
+        if rows:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_rows(folder / f"{name}.csv", rows)
+
+
+def _nested(array: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in array]
 
 
 def _alignments(text: str) -> dict[str, Alignment]:
@@ -172,7 +290,9 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
             about["source"], path, only=about["only"],
             ignore=command_line.names(about["ignore"]), **shared,
         )  # fmt: skip
-        found[name] = dataclasses.replace(table, obs=_with_controls(table.obs, sources["control"]))
+        obs = _with_flag(table.obs, CONTROL, sources["control"], "control")
+        obs = _with_flag(obs, POSITIVE, sources["positive"], "positive")
+        found[name] = dataclasses.replace(table, obs=obs)
     if not found:
         raise InputError("profiles.tables: none, expected the features of at least one encoder")
     first = next(iter(found))
@@ -185,22 +305,20 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
     return found
 
 
-def _with_controls(obs: pd.DataFrame, control: Config) -> pd.DataFrame:
-    """The metadata with the column `CONTROL`, where the config says what a control is."""
-    if not control["column"]:
+def _with_flag(obs: pd.DataFrame, flag: str, about: Config, key: str) -> pd.DataFrame:
+    """The metadata with a column of true and false, where the config says which wells are it."""
+    if not about["column"]:
         return obs
-    if control["column"] not in obs:
+    if about["column"] not in obs:
         raise InputError(
-            f"profiles.control.column: {control['column']!r} is no column of the metadata, which "
+            f"profiles.{key}.column: {about['column']!r} is no column of the metadata, which "
             f"has {', '.join(obs.columns)}"
         )
-    values = command_line.names(control["values"])
-    held = obs[control["column"]].astype(str).isin(values).to_numpy()
+    values = command_line.names(about["values"])
+    held = obs[about["column"]].astype(str).isin(values).to_numpy()
     if not held.any():
-        raise InputError(
-            f"profiles.control: no well has {control['column']!r} {' or '.join(values)}"
-        )
-    return obs.assign(**{CONTROL: held})
+        raise InputError(f"profiles.{key}: no well has {about['column']!r} {' or '.join(values)}")
+    return obs.assign(**{flag: held})
 
 
 def _floors(
@@ -219,17 +337,6 @@ def _floors(
     return floors, omitted
 
 
-def _scores(
-    protocol: Protocol, table: FeatureTable, words: str, name: str, kind: str, seed: int
-) -> list[Score]:
-    found = protocol.benchmark.scores(
-        table, [protocol.fold(table.obs)], protocol.target, representation=name, kind=kind,
-        seed=seed, exposure="unknown" if kind in ENCODERS else "none", settings={},
-        permute_labels_seed=None,
-    )  # fmt: skip
-    return [dataclasses.replace(score, benchmark=words) for score in found]
-
-
 def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int) -> dict[str, Any]:
     """What columns of the metadata score by the protocol itself, each alone and all together.
 
@@ -244,13 +351,13 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
     }  # fmt: skip
     found: dict[str, Score] = {}
     for chosen in [*([c] for c in columns), *([columns] if len(columns) > 1 else [])]:
-        held = _of_metadata(table, chosen)
-        (score,) = _scores(protocol, held, "none", " and ".join(chosen), "metadata", seed)
-        found[" and ".join(chosen)] = score
-    if not found:
-        _scores(
-            protocol, _of_metadata(table, [protocol.target.column]), "none", "", "metadata", seed
+        name = " and ".join(chosen)
+        found[name] = protocol.score(
+            of_metadata(table, chosen), representation=name, kind="metadata", seed=seed
         )
+    if not found:
+        held = of_metadata(table, [protocol.target.column])
+        protocol.score(held, representation="", kind="metadata", seed=seed)
         return result
     best = max(found, key=lambda name: found[name].value)
     for column in columns:
@@ -281,15 +388,6 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
         f"{shown_words}, from {best}"
     )
     return result
-
-
-def _of_metadata(table: FeatureTable, columns: Sequence[str]) -> AlignedTable:
-    """Columns of the metadata as the features of a table."""
-    made = MetadataRepresentation(table.obs, columns)
-    ((layer, features),) = made.features({"index": np.arange(len(table.obs))}).items()
-    return unaligned(
-        dataclasses.replace(table, widths=dict(made.layers), default=layer), np.asarray(features)
-    )
 
 
 def _judged(

@@ -35,8 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
                     "intensity": _table("pixels", only="_Intensity_"),
                 },
                 "beside": "",  # the metadata of an .npz
-                # Column of the file -> its name here. Protocols read: compound, dose, moa, plate,
-                # well and batch.
+                # Column of the file -> its name here. Protocols read: compound, dose, moa, gene,
+                # chromosome_arm, plate, well and batch.
                 "metadata": {"Image_Metadata_Plate": "plate", "Image_Metadata_Well": "well"},
                 "extract": {"batch": {"column": "plate", "pattern": r"^(Week\d+)_"}},
                 "joins": {  # in the order of their names
@@ -61,16 +61,26 @@ def get_config() -> ml_collections.ConfigDict:
                 },
                 "unique": "plate,well",
                 "control": {"column": "compound", "values": "DMSO"},  # column "": no controls
+                "positive": {"column": "compound", "values": "taxol"},  # for the quality of plates
             },
             "evaluate": {
                 # The first one is the primary one.
                 "alignments": "centerscale_on_controls; none; pca_cs; tvn; tvn_deepprofiler",
                 "align_by": "plate",  # column whose values are brought together
-                "benchmarks": "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency",
+                "benchmarks": "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency,"
+                "relationships,compound_gene",
+                # Known pairs of genes: files of two columns, or lists of efaar_benchmarking
+                # (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that is installed.
+                "pair_lists": "",
+                "activities": "",  # a file of compounds, genes and the concentration they act at
                 "floors": "chance,count,intensity",
                 "audit": "batch,plate,well",  # columns that may give the answer away
                 "average": "mean",  # of the wells of a treatment, or median
                 "permutations": 1_000,  # of labels, for the share of active treatments
+                "beyond": "count,batch",  # tables of one column, or columns: conditional scores
+                "beyond_permutations": 199,
+                "nuisance": True,  # what encoders know of plate, batch and well
+                "screening": True,  # plate quality, layout, hits, dose response, replicates
                 "delta": 0.03,
             },
         }

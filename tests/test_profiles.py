@@ -60,10 +60,12 @@ def config(path: Path, **changes: Any) -> dict[str, Any]:
         },
         "metadata": {}, "extract": {}, "joins": {}, "unique": "plate,well",
         "control": {"column": "compound", "values": "DMSO"},
+        "positive": {"column": "compound", "values": "c00"},
     }  # fmt: skip
     found["evaluate"] |= {
         "alignments": "none; centerscale_on_controls", "floors": "chance,count,twin",
-        "permutations": 99, "benchmarks": "nsc,activity,consistency", **changes,
+        "permutations": 99, "benchmarks": "nsc,activity,consistency", "beyond": "",
+        "beyond_permutations": 19, "nuisance": False, "screening": False, **changes,
     }  # fmt: skip
     return found
 
@@ -145,9 +147,50 @@ def test_the_command_writes_a_report_and_names_what_is_missing(
     assert "rows of features" in page and "nscb_unidino was not run" in page
 
 
+def test_what_stands_beside_the_scores_is_in_results_report_and_files(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    workdir = tmp_path / "out"
+    settings = config(
+        path, alignments="centerscale_on_controls", benchmarks="nsc,activity,relationships",
+        beyond="count,batch", nuisance=True, screening=True,
+    )  # fmt: skip
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(settings))
+    results = profiles.evaluate_profiles(settings, workdir)
+    assert results["not_run"]["relationships"].startswith("evaluate.pair_lists names no list")
+    rows = {(r["target"], r["beyond"], r["representation"], r["method"]): r
+            for r in results["conditional"]}  # fmt: skip
+    nsc = rows["nsc", "count", "encoder", "conditional permutation"]
+    assert nsc["p"] == 0.05 and nsc["value"] > 0.2 and nsc["refused"] == ""
+    assert ("nsc", "count", "count", "conditional permutation") in rows
+    assert ("nsc", "count", "count", "added value") not in rows
+    assert "expected one a block" in rows["nsc", "batch", "encoder", None]["refused"]
+    assert {row["representation"] for row in results["nuisance"]} == {"encoder"}
+    hits = pd.read_csv(workdir / "screening" / "hits.csv")
+    assert len(hits) == 2 * COMPOUNDS
+    assert hits["hit"][hits["representation"] == "encoder"].sum() >= COMPOUNDS / 2
+    shown = {row["representation"]: row["hits"] for row in results["screening"]["hits"]}
+    assert shown == hits.groupby("representation")["hit"].sum().to_dict()
+    documented = (tiny.ROOT / "docs" / "results_schema.md").read_text()
+    for key in results:
+        assert f"`{key}`" in documented, key
+    profiles.publish(
+        workdir, profiles.about_run(seed=0, n_devices=8, command="", start=0.0, kind="profiles"),
+        results,
+    )  # fmt: skip
+    page = (workdir / "report.html").read_text()
+    for heading in ("Beyond a confound", "Nuisance", "Screening: hits", "Plate maps"):
+        assert f">{heading}</h2>" in page, heading
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"evaluate": {"beyond": "cells"}}, "evaluate.beyond: 'cells' is no table"),
+        ({"evaluate": {"benchmarks": "relationships"}}, "none of them can be run .relationships: "),
+        ({"profiles": {"positive": {"column": "moa", "values": "x"}}}, "positive: no well has"),
+        ({"evaluate": {"pair_lists": "none.csv", "benchmarks": "relationships"}}, "none.csv: "),
+        ({"evaluate": {"pair_lists": "CORUN", "benchmarks": "relationships"}}, "no pair list"),
         ({"evaluate": {"benchmarks": "nsk"}}, "evaluate.benchmarks: 'nsk', expected some of nsc"),
         ({"evaluate": {"alignments": "tvm"}}, "no alignment 'tvm'; did you mean 'tvn'"),
         ({"evaluate": {"alignments": "tvn;tvn"}}, "names one twice"),
@@ -187,8 +230,7 @@ def test_what_the_design_cannot_answer_is_not_run(tmp_path: Path) -> None:
 
 
 def test_protocols_without_their_columns_say_which() -> None:
-    found, missing = find_protocols(
-        "activity,nsc", ["compound", "moa"], average="mean", permutations=9, seed=0
-    )
+    options = {"average": "mean", "permutations": 9, "pair_lists": "", "activities": ""}
+    found, missing = find_protocols("activity,nsc", ["compound", "moa"], options, seed=0)
     assert [protocol.name for protocol in found] == ["nsc"]
     assert missing == {"activity": "the metadata have no column control"}

@@ -17,16 +17,27 @@ without a positive, or with too few others, is left out and counted.
 
 import dataclasses
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bioimg_jax.benchmarks.mean_profiles import check_rows, checked_names, mean_profiles
+from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold, has_value
 from bioimg_jax.errors import InputError
+from bioimg_jax.features.aligned import controls_of
+from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.probes.average_precision import chance, expected_precision
 from bioimg_jax.statistics.neighbours import unit_rows
 from bioimg_jax.statistics.subsets import drawn_subsets
 
+METRIC = "average_precision"
+COMPOUND_KIND, GENE_KIND = "compound", "gene"
 ACTIVE_UM = 1.0
 INACTIVE_UM = 10.0
 LEAST_NEGATIVES = 20
@@ -56,7 +67,7 @@ class Activities:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CompoundGene:
+class Rankings:
     """One number a compound [c], names ascending; scores are means over seeds.
 
     seed_sd: of the mean average precision, over seeds, 0 where all negatives there are were drawn.
@@ -138,12 +149,12 @@ def compound_gene(
     doses_um: np.ndarray | pd.Series,
     known: Activities,
     *,
-    compound_kind: str = "compound",
-    gene_kind: str = "gene",
+    compound_kind: str = COMPOUND_KIND,
+    gene_kind: str = GENE_KIND,
     seeds: int = SEEDS,
     seed: int = 0,
-) -> CompoundGene:
-    """`CompoundGene` of the compounds of the activity table that have a profile.
+) -> Rankings:
+    """`Rankings` of the compounds of the activity table that have a profile.
 
     Args:
       features: [n, d], any float dtype, aligned; rows of one compound and dose, or of one gene,
@@ -209,13 +220,13 @@ def compound_gene(
         raise InputError(f"no compound of the activity table can be scored: {reasons}")
     positives, negatives, precisions, aurocs = (list(c) for c in zip(*found.values(), strict=True))
     by_seed = np.stack(precisions)  # [c, seeds]
-    return CompoundGene(
+    return Rankings(
         compounds=np.array(list(found), object),
         positives=np.array(positives),
         negatives=np.array(negatives),
         average_precision=by_seed.mean(axis=1),
         auroc=np.array(aurocs),
-        chance=chance_precision(np.array(positives), np.array(positives) + np.array(negatives)),
+        chance=chance(np.array(positives), np.array(positives) + np.array(negatives)),
         seed_sd=float(by_seed.mean(axis=0).std(ddof=1)) if seeds > 1 else 0.0,
         genes=len(pool),
         no_profile=tuple(left_out["no_profile"]),
@@ -227,9 +238,85 @@ def compound_gene(
     )
 
 
-def chance_precision(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Expected average precision of a random ranking of `total` items, `positives` of them."""
-    return _precision_at(np.zeros_like(total), np.zeros_like(total), total, positives)
+@dataclasses.dataclass(frozen=True)
+class CompoundGene:
+    """Mean average precision of the compounds' known genes, as a benchmark.
+
+    gene, dose: columns of the gene that a well's perturbation hits, empty in wells of compounds,
+    and of the compound's dose in µM.
+    """
+
+    known: Activities
+    gene: str = "gene"
+    dose: str = "dose"
+    seeds: int = SEEDS
+    seed: int = 0
+    name: str = "compound_gene"
+    tokens = False
+    fits = 1
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"name": self.name, **self._settings}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"activities": len(self.known.genes), "seeds": self.seeds}
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        """Every compound meets every gene; there are no more of them than wells."""
+        return 2 * len(fold.test) ** 2 * width
+
+    def check(self, target: Target) -> None:
+        check_metric(self.name, target, METRIC)
+
+    def scores(
+        self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
+    ) -> list[Score]:
+        """One score a layer. Raises `InputError` for a well that is compound and gene, or as
+        `compound_gene` does.
+        """
+        self.check(target)
+        wells = np.unique(np.concatenate([fold.test for fold in folds]))
+        of_gene = has_value(table.obs[self.gene]) & ~controls_of(table.obs)
+        if (both := wells[of_gene[wells]]).size:
+            raise InputError(
+                f"row {both[0]} has the gene {table.obs[self.gene].iloc[both[0]]!r} and the "
+                f"compound {table.obs[target.column].iloc[both[0]]!r}, expected one of them"
+            )
+        rows = np.union1d(wells, np.flatnonzero(of_gene))
+        obs = table.obs.iloc[rows]
+        name = obs[self.gene].where(of_gene[rows], obs[target.column])
+        kind = np.where(of_gene[rows], GENE_KIND, COMPOUND_KIND)
+        dose = pd.to_numeric(obs[self.dose], errors="coerce")  # of what is no number nan: refused
+        found = []
+        for layer in table.widths:
+            ranked = compound_gene(
+                table.layer(layer)[rows], name, kind, dose, self.known,
+                seeds=self.seeds, seed=self.seed,
+            )  # fmt: skip
+            left_out = ("no_profile", "no_positive", "few_negatives", "genes_missing")
+            found.append(
+                profile_score(
+                    self.name,
+                    target,
+                    ranked.compounds.tolist(),
+                    ranked.average_precision,
+                    float(ranked.average_precision.mean()),
+                    chance=float(ranked.chance.mean()),
+                    layer=layer,
+                    about=about,
+                    other_metrics={"auroc": float(ranked.auroc.mean())},
+                    settings={
+                        **self._settings,
+                        **{f"n_{part}": len(getattr(ranked, part)) for part in left_out},
+                        "genes": ranked.genes,
+                        "zero_profiles": ranked.zero_profiles,
+                        "seed_sd": ranked.seed_sd,
+                    },
+                )
+            )
+        return found
 
 
 def _ranking(
@@ -243,7 +330,7 @@ def _ranking(
     negatives_above = above[drawn].sum(axis=1)  # [seeds, p]
     negatives_equal = equal[drawn].sum(axis=1)
     own_above, own_equal = (of.sum(axis=0)[None] for of in _compared(positive, positive))
-    precision = _precision_at(
+    precision = expected_precision(
         negatives_above + own_above, own_above, negatives_equal + own_equal, own_equal
     )
     beaten = 1.0 - (negatives_above + 0.5 * negatives_equal) / drawn.shape[1]
@@ -254,18 +341,3 @@ def _compared(items: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     """Whether each item is above, and equal to, each score: bool [items, scores] twice."""
     difference = items[:, None] - scores[None, :]
     return difference > TIE, np.abs(difference) <= TIE
-
-
-def _precision_at(
-    above: np.ndarray, positives_above: np.ndarray, tied: np.ndarray, positives_tied: np.ndarray
-) -> np.ndarray:
-    """Expected precision at a positive among m tied items, p of them positive; any shape.
-
-    With a items above, b positive, it is at place j of m with equal chance, where the other p - 1
-    are spread evenly: (1/m) sum_j (b + 1 + (j - 1) r)/(a + j) with r = (p - 1)/(m - 1), which is
-    r + (b + 1 - r (a + 1)) (H_(a+m) - H_a)/m.
-    """
-    harmonic = np.append(0.0, np.cumsum(1.0 / np.arange(1, int((above + tied).max()) + 1)))
-    others = (positives_tied - 1) / np.maximum(tied - 1, 1)
-    sums = harmonic[above + tied] - harmonic[above]
-    return np.asarray(others + (positives_above + 1 - others * (above + 1)) * sums / tied)

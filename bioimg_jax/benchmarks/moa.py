@@ -224,13 +224,14 @@ class Moa:
     Scores the wells that some fold tests. The compound is the target's unit.
 
     treatment: columns whose joint value is a treatment. batch: those of a batch, which the rules
-    "deepprofiler" and "unidino" need.
+    "deepprofiler" and "unidino" need. jackknife: without it a score has no values of units.
     """
 
     rule: str = NSC
     average: str = "median"
     treatment: tuple[str, ...] = ("compound", "dose")
     batch: tuple[str, ...] = ()
+    jackknife: bool = True
     tokens = False
     fits = 1
 
@@ -315,10 +316,13 @@ class Moa:
             if width < NARROW:
                 size = np.sqrt(np.square(profiles).mean())
                 profiles = np.pad(profiles, ((0, 0), (0, 1)), constant_values=size)
-            matches = match(profiles, treatments, self.rule)
+            matches = match(profiles, treatments, self.rule, jackknife=self.jackknife)
             units = [treatments.compound_names[unit] for unit in matches.units]
-            values = centred_pseudo_values(matches.value, matches.without)
-            shown = t_interval(centred_pseudo_values(matches.value, matches.without_queries))
+            values, fixed = (
+                centred_pseudo_values(matches.value, without) if units else np.array([])
+                for without in (matches.without, matches.without_queries)
+            )
+            shown = t_interval(fixed)
             mine = matches.takes_part
             block, _, pooling = layer.rpartition("/")
             found.append(
@@ -364,8 +368,12 @@ class Moa:
         return found
 
 
-def match(profiles: np.ndarray, treatments: Treatments, rule: str) -> Matches:
+def match(
+    profiles: np.ndarray, treatments: Treatments, rule: str, *, jackknife: bool = True
+) -> Matches:
     """Nearest neighbours of profiles [t, d] by cosine; a profile of zeros is like no other.
+
+    jackknife: otherwise no unit is left out, and `Matches.units` is empty.
 
     Raises `InputError` where fewer than two classes take part, or none without some compound.
     """
@@ -383,7 +391,7 @@ def match(profiles: np.ndarray, treatments: Treatments, rule: str) -> Matches:
     nearest = _nearest(similarity, allowed)
     votes = _shares(nearest, classes)
     hits = (votes * classes).sum(axis=1)
-    units = np.unique(compounds[takes_part])
+    units = np.unique(compounds[takes_part]) if jackknife else np.array([], int)
     without = np.empty(len(units))
     for i, unit in enumerate(units):
         left = treatments.taking_part(rule, without=unit)

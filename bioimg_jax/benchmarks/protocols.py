@@ -5,30 +5,48 @@ says which. `Protocol.target` is what a score is of: its unit, its label and its
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bioimg_jax.benchmarks import compound_gene, relationships, retrieval
 from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.moa import DEEPPROFILER, NSC, UNIDINO, Moa
-from bioimg_jax.benchmarks.retrieval import METRIC, Activity, Consistency
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.command_line import names
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, target_rows
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.aligned import CONTROL, controls_of
+from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
+from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.representations.metadata import MetadataRepresentation
+from bioimg_jax.representations.representation import ENCODERS
 
 COMPOUND, DOSE, CLASS, PLATE, BATCH = "compound", "dose", "moa", "plate", "batch"
+GENE, ARM = "gene", "chromosome_arm"
+KEY = "evaluate.benchmarks"
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """A benchmark of profiles and what it is asked; needs: the columns it reads."""
+    """A benchmark of profiles and what it is asked.
+
+    needs: the columns it reads.
+    permuted, blocks, within, once: what a conditional score permutes (`benchmarks/beyond.py`): the
+      joint value of these columns, among blocks (of rows each: none named), inside the joint value
+      of these columns; once: each value is there in one block only, as the name of a gene is.
+    """
 
     benchmark: Benchmark
     target: Target
     needs: tuple[str, ...]
+    permuted: tuple[str, ...]
+    blocks: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    once: bool = False
 
     @property
     def name(self) -> str:
@@ -45,54 +63,112 @@ class Protocol:
         nobody = np.array([], np.int64)
         return Fold("all", nobody, nobody, wells, self.target.unit)
 
+    def score(self, table: AlignedTable, *, representation: str, kind: str, seed: int) -> Score:
+        """Of an aligned table, which has one layer."""
+        (score,) = self.benchmark.scores(
+            table, [self.fold(table.obs)], self.target, representation=representation, kind=kind,
+            seed=seed, exposure="unknown" if kind in ENCODERS else "none", settings={},
+            permute_labels_seed=None,
+        )  # fmt: skip
+        return score
+
 
 def find_protocols(
-    text: str, columns: Sequence[str], *, average: str, permutations: int, seed: int
+    text: str, columns: Sequence[str], options: Mapping[str, Any], *, seed: int
 ) -> tuple[list[Protocol], dict[str, str]]:
     """Those of "nsc,activity" whose columns are there, in their order; and why others are not run.
 
     columns: of the metadata. A treatment is a compound at a dose, where there is a column `DOSE`.
+    options: "average", "permutations", "pair_lists" and "activities" of the config.
     Raises `InputError` for a name that there is not, one given twice, or none at all.
     """
     treatment = (COMPOUND, DOSE) if DOSE in columns else (COMPOUND,)
     plate = (PLATE,) if PLATE in columns else ()
+    average, permutations = options["average"], options["permutations"]
 
-    def moa(rule: str, *batch: str) -> Protocol:
+    def moa(rule: str, *batch: str) -> list[Protocol]:
         benchmark = Moa(rule, average=average, treatment=treatment, batch=batch)
-        return Protocol(benchmark, _target(benchmark.name, CLASS, "accuracy"),
-                        (COMPOUND, CLASS, *batch))  # fmt: skip
+        target = _target(benchmark.name, CLASS, "accuracy", COMPOUND)
+        return [Protocol(benchmark, target, (COMPOUND, CLASS, *batch), (CLASS,), (COMPOUND,))]
 
-    def activity() -> Protocol:
-        benchmark = Activity(treatment, plate, permutations=permutations, seed=seed)
-        return Protocol(benchmark, _target(benchmark.name, COMPOUND, METRIC), (COMPOUND, CONTROL))
+    def activity() -> list[Protocol]:
+        benchmark = retrieval.Activity(treatment, plate, permutations=permutations, seed=seed)
+        target = _target(benchmark.name, COMPOUND, retrieval.METRIC, COMPOUND)
+        permuted = (*treatment, CONTROL)
+        return [Protocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
 
-    def consistency() -> Protocol:
-        benchmark = Consistency(treatment, average)
-        return Protocol(benchmark, _target(benchmark.name, CLASS, METRIC), (COMPOUND, CLASS))
+    def consistency() -> list[Protocol]:
+        benchmark = retrieval.Consistency(treatment, average)
+        target = _target(benchmark.name, CLASS, retrieval.METRIC, COMPOUND)
+        return [Protocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
 
-    makers: dict[str, Callable[[], Protocol]] = {
+    def recall() -> list[Protocol]:
+        found = []
+        for source in names(options["pair_lists"]):
+            is_file = Path(source).suffix in (".csv", ".tsv")
+            pairs = (
+                relationships.read_pairs(Path(source))
+                if is_file
+                else relationships.installed_pairs(source)
+            )
+            benchmark = relationships.Relationships(pairs, permutations, seed, ARM)
+            target = _target(benchmark.name, GENE, relationships.METRIC, GENE)
+            found.append(Protocol(benchmark, target, (GENE,), (GENE,), (GENE,), once=True))
+        return found
+
+    def targets_of_compounds() -> list[Protocol]:
+        if not options["activities"]:
+            return []
+        known = compound_gene.read_activities(Path(options["activities"]))
+        benchmark = compound_gene.CompoundGene(known, GENE, DOSE, seed=seed)
+        target = _target(benchmark.name, COMPOUND, compound_gene.METRIC, COMPOUND)
+        needs = (COMPOUND, GENE, DOSE)
+        return [Protocol(benchmark, target, needs, (GENE,), (GENE,), once=True)]
+
+    makers: dict[str, Callable[[], list[Protocol]]] = {
         "nsc": lambda: moa(NSC),
         "nscb_deepprofiler": lambda: moa(DEEPPROFILER, BATCH),
         "nscb_unidino": lambda: moa(UNIDINO, BATCH),
         "activity": activity,
         "consistency": consistency,
+        "relationships": recall,
+        "compound_gene": targets_of_compounds,
     }
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"evaluate.benchmarks: {text!r}, expected some of {', '.join(makers)}")
+    lacks = {
+        "relationships": "evaluate.pair_lists names no list of known pairs",
+        "compound_gene": "evaluate.activities names no file of known activities",
+    }
+    asked = names(text)
+    if not asked or len(set(asked)) < len(asked):
+        raise InputError(f"{KEY}: {text!r}, expected some of {', '.join(makers)}")
     found, missing = [], {}
-    for name in names:
+    for name in asked:
         if name not in makers:
-            raise InputError(f"evaluate.benchmarks: {name!r}, expected some of {', '.join(makers)}")
-        protocol = makers[name]()
-        absent = [column for column in protocol.needs if column not in columns]
-        if absent:
-            missing[name] = f"the metadata have no column {' and no column '.join(absent)}"
-        else:
-            found.append(protocol)
+            raise InputError(f"{KEY}: {name!r}, expected some of {', '.join(makers)}")
+        made = makers[name]()
+        if not made:
+            missing[name] = lacks[name]
+        for protocol in made:
+            absent = [column for column in protocol.needs if column not in columns]
+            if absent:
+                reason = f"the metadata have no column {' and no column '.join(absent)}"
+                missing[protocol.name] = reason
+            else:
+                found.append(protocol)
+    if len({protocol.name for protocol in found}) < len(found):
+        raise InputError(
+            f"evaluate.pair_lists: {options['pair_lists']!r}, expected lists of different names"
+        )
     return found, missing
 
 
-def _target(name: str, column: str, metric: str) -> Target:
+def of_metadata(table: FeatureTable, columns: Sequence[str]) -> AlignedTable:
+    """Columns of the metadata as the features of a table."""
+    made = MetadataRepresentation(table.obs, columns)
+    ((_, features),) = made.features({"index": np.arange(len(table.obs))}).items()
+    return unaligned(table, np.asarray(features))
+
+
+def _target(name: str, column: str, metric: str, unit: str) -> Target:
     about: dict[str, Any] = {"split": "leave_one_out", "metric": metric}
-    return Target(name=name, column=column, unit=(COMPOUND,), **about)
+    return Target(name=name, column=column, unit=(unit,), **about)

@@ -29,14 +29,22 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.mean_profiles import check_rows, checked_names, mean_profiles
+from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
+from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.statistics.neighbours import unit_rows
 
+METRIC = "recall"
 PERCENTILES = (0.05, 0.95)
 STRATA = 10  # of phenotype strength
 HEADERS = (("gene1", "gene2"), ("entity1", "entity2"))
@@ -243,6 +251,95 @@ def known_relationships(
             known, recalls, nulls, audits, strict=True
         )
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relationships:
+    """Recall of one list of known pairs, as a benchmark; its unit is the gene.
+
+    arm: column of the chromosome arms, for the audit; "" for none.
+    """
+
+    pairs: PairList
+    permutations: int = 1_000
+    seed: int = 0
+    arm: str = ""
+    tokens = False
+    fits = 1
+
+    @property
+    def name(self) -> str:
+        return f"recall_{self.pairs.source}"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"name": self.name, **self._settings}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "percentiles": list(PERCENTILES),
+            "permutations": self.permutations,
+            "pairs_listed": len(self.pairs.names),
+        }
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        """Every gene meets every other."""
+        return float(n_classes) ** 2 * width
+
+    def check(self, target: Target) -> None:
+        check_metric(self.name, target, METRIC)
+
+    def scores(
+        self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
+    ) -> list[Score]:
+        """One score a layer. Raises `InputError` as `known_relationships` does."""
+        self.check(target)
+        rows = np.unique(np.concatenate([fold.test for fold in folds]))
+        genes = table.obs[target.column].iloc[rows]
+        arms = _arms(genes, table.obs[self.arm].iloc[rows]) if self.arm in table.obs else None
+        found = []
+        for layer in table.widths:
+            (recall,) = known_relationships(
+                table.layer(layer)[rows], genes, [self.pairs],
+                permutations=self.permutations, seed=self.seed, arms=arms,
+            )  # fmt: skip
+            if not recall.per_unit:
+                raise InputError(f"{self.name}: one gene is in every pair, so that nothing is left")
+            counted = ("genes", "zero_profiles", "pairs", "tied", "unknown_genes", "unknown_pairs",
+                       "duplicates", "self_pairs")  # fmt: skip
+            settings = {**self._settings, **{name: getattr(recall, name) for name in counted}}
+            if recall.arms is not None:
+                audited = dataclasses.asdict(recall.arms)
+                settings["arms"] = {k: v for k, v in audited.items() if k != "per_unit"}
+            found.append(
+                profile_score(
+                    self.name,
+                    target,
+                    list(recall.per_unit),
+                    np.array(list(recall.per_unit.values())),
+                    recall.recall,
+                    chance=recall.chance,
+                    layer=layer,
+                    about=about,
+                    other_metrics={"p": recall.p_value, "null_mean": recall.null_mean},
+                    settings={**settings, "per_unit": PSEUDO_VALUES},
+                )
+            )
+        return found
+
+
+def _arms(genes: pd.Series, arms: pd.Series) -> dict[str, str]:
+    """Gene -> chromosome arm of those that have one; `InputError` for a gene with two."""
+    known = arms.notna() & (arms.astype(str).str.strip() != "")
+    pairs = pd.DataFrame({"gene": genes[known].astype(str), "arm": arms[known].astype(str)})
+    pairs = pairs.drop_duplicates()
+    twice = pairs["gene"].duplicated()
+    if twice.any():
+        gene = pairs["gene"][twice].iloc[0]
+        both = pairs["arm"][pairs["gene"] == gene]
+        raise InputError(f"gene {gene!r} is on the arms {' and '.join(both)}, expected one")
+    return dict(zip(pairs["gene"], pairs["arm"], strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

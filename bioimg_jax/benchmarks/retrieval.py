@@ -27,6 +27,7 @@ from scipy.stats import false_discovery_control
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.moa import Treatments
+from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
@@ -35,7 +36,6 @@ from bioimg_jax.features.aligned import AlignedTable
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.probes.average_precision import average_precision
 from bioimg_jax.probes.pairs import PairRules
-from bioimg_jax.statistics.intervals import t_interval
 from bioimg_jax.statistics.map_null import permutation_p
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
@@ -50,6 +50,7 @@ class Activity:
 
     treatment: columns whose joint value is one. plate: replicates are ranked among the controls of
     their own plate, and labels are permuted inside it; without it among all controls.
+    permutations: 0 for no p-values, and then no treatment is tested.
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
@@ -77,7 +78,7 @@ class Activity:
         return 2 * len(fold.test) ** 2 * width
 
     def check(self, target: Target) -> None:
-        _check(self.name, target)
+        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -101,17 +102,20 @@ class Activity:
         per_unit = mean.groupby(of_unit.to_numpy()).mean()
         n_active = int(np.sum(q < ACTIVE))
         return [
-            _score(
+            profile_score(
                 self.name,
                 target,
                 per_unit.index.tolist(),
                 per_unit.to_numpy(),
                 float(per_unit.mean()),
-                {
+                chance=0.0,
+                layer=table.default,
+                about=about,
+                other_metrics={
                     "map": float(by_treatment["map"].mean().mean()),
                     "fraction_active": n_active / max(int(tested.sum()), 1),
                 },
-                {
+                settings={
                     **self._settings,
                     "parts": len(found),
                     "n_treatments": len(mean),
@@ -119,8 +123,6 @@ class Activity:
                     "n_active": n_active,
                     "n_single_replicate": len(set(names)) - len(mean),
                 },
-                about=about,
-                layer=table.default,
             )
         ]
 
@@ -142,12 +144,13 @@ class Activity:
             {GROUP: names[scored.queries], METRIC: scored.normalised, "map": scored.values}
         )
         found = of_query.groupby(GROUP).mean()
+        if not self.permutations:
+            return found.assign(p=np.nan)
         test = permutation_p(
             features[rows], pairs, GROUP, controls=~treated, within=self.plate,
             neg_sameby=self.plate, permutations=self.permutations, seed=self.seed,
         )  # fmt: skip
-        found["p"] = pd.Series(test.p, index=test.groups).reindex(found.index)
-        return found
+        return found.assign(p=pd.Series(test.p, index=test.groups).reindex(found.index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +158,12 @@ class Consistency:
     """Mean normalised average precision of treatments that share a class, of other compounds.
 
     average: of the wells of a treatment, "median" or "mean".
+    jackknife: without it a score has no values of units, and takes a step instead of one a unit.
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
     average: str = "median"
+    jackknife: bool = True
     name: str = "consistency"
     tokens = False
     fits = 1
@@ -176,7 +181,7 @@ class Consistency:
         return 2 * len(fold.test) ** 2 * width
 
     def check(self, target: Target) -> None:
-        _check(self.name, target)
+        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -191,7 +196,7 @@ class Consistency:
             label=target.column,
         )
         asked = _with_partner(treatments)
-        units = np.unique(treatments.compounds[asked])
+        units = np.unique(treatments.compounds[asked]) if self.jackknife else np.array([], int)
         found = []
         for layer in table.widths:
             profiles = treatments.profiles(table.layer(layer), self.average)
@@ -201,21 +206,22 @@ class Consistency:
                 for unit in units
             ]
             found.append(
-                _score(
+                profile_score(
                     self.name,
                     target,
                     [treatments.compound_names[unit] for unit in units],
-                    centred_pseudo_values(value, np.array(without)),
+                    centred_pseudo_values(value, np.array(without)) if without else np.array([]),
                     value,
-                    {"map": mean_ap},
-                    {
+                    chance=0.0,
+                    layer=layer,
+                    about=about,
+                    other_metrics={"map": mean_ap},
+                    settings={
                         **self._settings,
                         "per_unit": PSEUDO_VALUES,
                         "n_treatments": int(asked.sum()),
                         "n_alone": int((~asked).sum()),  # no other compound has their class
                     },
-                    about=about,
-                    layer=layer,
                 )
             )
         return found
@@ -235,48 +241,3 @@ def _consistency(
     rules = PairRules(pos_sameby=("label",), pos_diffby=("compound",), neg_diffby=("label",))
     scored = average_precision(profiles[kept], pairs, rules)
     return float(scored.normalised.mean()), float(scored.values.mean())
-
-
-def _check(name: str, target: Target) -> None:
-    if target.metric != METRIC:
-        raise InputError(f"target {target.name!r}: metric {target.metric!r}; {name} is {METRIC}")
-
-
-def _score(
-    benchmark: str,
-    target: Target,
-    units: list[str],
-    values: np.ndarray,
-    value: float,
-    others: dict[str, float | None],
-    settings: dict[str, Any],
-    *,
-    about: Mapping[str, Any],
-    layer: str,
-) -> Score:
-    """about: the rest of what `Benchmark.scores` is given."""
-    given = dict(about)
-    if given.pop("permute_labels_seed", None) is not None:
-        raise InputError(f"evaluate.permute_labels: {benchmark} has p-values of its own instead")
-    settings = {**settings, **(given.pop("settings", None) or {}), "layer": layer}
-    block, _, pooling = layer.rpartition("/")
-    return Score(
-        benchmark=benchmark,
-        target=target.name,
-        split="no folds",
-        metric=target.metric,
-        higher_is_better=True,
-        chance=0.0,
-        ceiling=1.0,
-        block=block or layer,
-        pooling=pooling if block else "",
-        value=value,
-        per_unit=dict(zip(units, values.tolist(), strict=True)),
-        interval=t_interval(values),
-        n_units=len(units),
-        unit=target.unit,
-        search_budget=1,
-        other_metrics=others,
-        settings=settings,
-        **given,
-    )

@@ -32,12 +32,16 @@ def unit_names(metadata: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     return np.array(["/".join(values) for values in zip(*parts, strict=True)], dtype=object)
 
 
+def has_value(column: pd.Series) -> np.ndarray:
+    """Which rows of a column are neither missing nor an empty text, bool [n]."""
+    return np.asarray(column.notna() & (column.astype(str) != ""))
+
+
 def target_rows(metadata: pd.DataFrame, target: Target) -> np.ndarray:
     """Indices of the rows a target is about: its `where` holds and its label is not empty."""
     for column in (target.column, *target.unit, *(column for column, _ in target.where)):
         _require(metadata, column, f"column {column!r} of target {target.name!r}")
-    labels = metadata[target.column]
-    keep = labels.notna().to_numpy() & (labels.astype(str) != "").to_numpy()
+    keep = has_value(metadata[target.column])
     for column, values in target.where:
         keep &= metadata[column].astype(str).isin(values).to_numpy()
     return np.flatnonzero(keep)

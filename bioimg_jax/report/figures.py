@@ -248,6 +248,30 @@ def reconstructions(pictures: Mapping[str, np.ndarray], channels: Sequence[str])
     return figure
 
 
+def plate_maps(maps: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
+    """A heat map of each representation's plate [rows, columns], in its own colours around 0."""
+    across = min(3, len(maps))
+    down = math.ceil(len(maps) / across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.2 * across + 0.4, 2.3 * down), layout="constrained")
+        places = figure.subplots(down, across, squeeze=False).ravel().tolist()
+        for axes in places[len(maps) :]:
+            axes.set_axis_off()
+        for axes, (name, cells) in zip(places, maps.items(), strict=False):
+            values = np.array(cells, np.float64)  # None is nan, and stays white
+            most = float(np.nanmax(np.abs(values))) or 1.0
+            image = axes.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most)
+            rows = range(0, values.shape[0], 1 if values.shape[0] <= 8 else 4)
+            columns = range(0, values.shape[1], 2 if values.shape[1] <= 12 else 6)
+            letters = [chr(65 + row) if row < 26 else f"A{chr(39 + row)}" for row in rows]
+            axes.set_xticks(list(columns), [str(column + 1) for column in columns])
+            axes.set_yticks(list(rows), letters)
+            axes.set_title(_wrap(name, 30), fontsize=9.5)
+            axes.spines[:].set_visible(False)
+            figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
 def as_data_uri(figure: Figure, *, kind: str = "svg") -> str:
     """The figure inside the page, as the source of an <img>: nothing in it can act."""
     buffer = io.BytesIO()

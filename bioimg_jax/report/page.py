@@ -43,6 +43,42 @@ LEGENDS = {
     "Association of targets and nuisance columns": (
         "Cramér's V, 0 for none and 1 where one column gives the other away."
     ),
+    "Beyond a confound": (
+        'What a score says beyond a confound such as the number of cells; never "corrected for" '
+        "it, because a count is often an effect. Conditional permutation: labels permuted inside "
+        "strata of the confound, the score less the mean of that. Added value: the score of floor "
+        "and encoder together less that of the floor. Residualised: the score of features without "
+        "their linear fit on the confound, descriptive only. Of the rows that are left, of n."
+    ),
+    "Nuisance": (
+        "What features know of plate, batch and well, by alignment. No direction is better: noise "
+        "is perfectly mixed. Read it beside the ladders above."
+    ),
+    "Screening: quality of the plates": (
+        "Z' and SSMD of positive against negative controls by their distance to the controls of "
+        "the plate; medians over plates. All plates are in screening/plate_quality.csv."
+    ),
+    "Screening: hits": (
+        "Treatments further from the controls of their plates than by lot, at a false discovery "
+        "rate of 0.05. Not tested: their wells allow no p-value that could be a hit. The list is "
+        "in screening/hits.csv."
+    ),
+    "Screening: hits that a floor has too": (
+        "Where an encoder finds what the count finds, it finds what kills or stops growing."
+    ),
+    "Screening: dose response": (
+        "Of the distance to controls: compounds whose wells rise with dose (p ≤ 0.05, not "
+        "corrected for their number), and those with an EC50 inside the doses. The curves are in "
+        "screening/dose_response.csv."
+    ),
+    "Screening: replicates": (
+        "Treatments whose replicates are more alike than wells drawn from them and the controls, "
+        "and whose wells lie away from the controls (p ≤ 0.05, not corrected for their number). "
+        "All are in screening/replicate_consistency.csv."
+    ),
+    "Screening: edges of the plates": (
+        "Distance to controls at the edge less that of the rest; positions are the units of p."
+    ),
     "Symmetries tried": (
         "A probe of downsampled pixels is asked about turned test images: where its score falls, "
         "the augmentation erases what it sees of the target."
@@ -50,6 +86,15 @@ LEGENDS = {
 }
 
 
+SCREENING = {
+    "plate_quality": "quality of the plates",
+    "plate_layout": "edges of the plates",
+    "hits": "hits",
+    "hit_overlap": "hits that a floor has too",
+    "dose_response": "dose response",
+    "replicate_consistency": "replicates",
+    "replicate_curve": "activity over the number of replicates",
+}
 WORDS = (ABOVE, SAME, BELOW, SATURATED, CANNOT_TELL, CONFOUNDED, "no verdict")
 
 
@@ -84,6 +129,7 @@ def write_report(workdir: Path) -> Path:
         doubts=_doubts(results),
         blocks=_by_block(results),
         numbers=_numbers(results),
+        plates=_plates(results),
         maps=_maps(workdir / "maps.npz"),
         galleries=_galleries(workdir / "gallery.npz"),
         training=_training(read_logbook(logbook) if logbook.exists() else []),
@@ -308,6 +354,12 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         "Geometry of the features": geometry,
         "Similarity of the features": results.get("similarity") or [],
         "Association of targets and nuisance columns": results.get("association") or [],
+        "Beyond a confound": results.get("conditional") or [],
+        "Nuisance": results.get("nuisance") or [],
+        **{
+            f"Screening: {SCREENING.get(name, name)}": rows
+            for name, rows in (results.get("screening") or {}).items()
+        },
         "Symmetries tried": [
             {k: row[k] for k in ("target", "augmentation", "declared", "used_in_training",
                                  "preserves", "score", "score_transformed", "reason")}
@@ -431,6 +483,11 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
                     f"without its images, {with_images:.3f} when trained with them."
                 )
     return sentences
+
+
+def _plates(results: Mapping[str, Any]) -> str:
+    maps = results.get("plate_maps")
+    return figures.as_data_uri(figures.plate_maps(maps), kind="png") if maps else ""
 
 
 def _maps(path: Path) -> str:

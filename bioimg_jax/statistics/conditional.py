@@ -16,7 +16,7 @@ Where labels and strata do not overlap (each compound in one week) nothing of th
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,8 @@ def find_overlap(
     blocks: np.ndarray | pd.Series,
     *,
     bins: int | None = None,
+    numbers: Collection[str] = (),
+    once: bool = False,
 ) -> Overlap:
     """The rows whose label the confound leaves open.
 
@@ -99,6 +101,10 @@ def find_overlap(
         block are permuted together (one by one they would count as evidence many times), have one
         label and one category, and their mean number.
       bins: of a number; by default 20, or more of `SET` blocks each.
+      numbers: columns of the confound that are numbers even where their values are few and whole,
+        such as a count.
+      once: each label is of one block, as a gene's name is, and what is asked is which labels go
+        together: then a label need not lie in two strata, and like numbers they only need company.
 
     Raises:
       InputError: nothing overlaps, lengths that differ, a number that is infinite, a block of two
@@ -133,13 +139,14 @@ def find_overlap(
     codes = np.zeros((len(given), 0), int)
     bins = bins or max(QUANTILE_BINS, len(given) // SET)
     for column in known.columns:
-        values = _of_blocks(known[column], block, _is_number(known[column]))
-        if _is_number(known[column]):
+        is_number = column in numbers or _is_number(known[column])
+        values = _of_blocks(known[column], block, is_number)
+        if is_number:
             values = pd.qcut(values, bins, labels=False, duplicates="drop")
         codes = np.column_stack([codes, pd.factorize(values, sort=True)[0]])
     stratum = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
     kind, names = pd.factorize(given, sort=True)
-    kept = _overlapping(stratum, kind, number)
+    kept = _overlapping(stratum, kind, number or once)
 
     rows_of = np.bincount(block, minlength=len(given))
     whole = np.bincount(kind, rows_of, len(names)).astype(int)
@@ -207,6 +214,7 @@ def conditional_permutation(
     overlap: Overlap,
     score: UnitScore,
     *,
+    null: Callable[[np.ndarray], float] | None = None,
     higher_is_better: bool = True,
     n_permutations: int = N_PERMUTATIONS,
     train_overlap: float = 0.0,
@@ -223,6 +231,8 @@ def conditional_permutation(
     Args:
       score: labels of `overlap.rows` -> per-unit values, the same units each time: a metric of
         their predictions (`answers`), or a retrieval score of their profiles.
+      null: labels -> the mean of such values, where that is faster, or where other labels leave
+        units without one; the mean of all draws is then every unit's.
       n_permutations: draws; they depend on the seed and the names of the blocks alone.
       train_overlap: of the folds that the predictions come from (`intervals.train_overlap`).
 
@@ -236,20 +246,26 @@ def conditional_permutation(
     first = np.unique(overlap.blocks, return_index=True)[1]  # a row of each block
     strata, given = overlap.strata[first], overlap.labels[first]
     home = np.argsort(strata, kind="stable")
-    draws = np.empty((n_permutations, len(observed)))
+    mine, whole = np.array(list(observed.values())), float(np.mean(list(observed.values())))
+    sums, means = np.zeros(len(mine)), np.empty(n_permutations)
     for i in range(n_permutations):
         permuted = np.empty_like(given)
         permuted[home] = given[np.lexsort((rng.random(len(strata)), strata))]
+        if null is not None:
+            means[i] = null(permuted[overlap.blocks])
+            sums += means[i]
+            continue
         values = _values(score(permuted[overlap.blocks]))
         if values.keys() != observed.keys():
-            raise ValueError("the score has other units under other labels")
-        draws[i] = [values[unit] for unit in observed]
-    mine, null = np.array(list(observed.values())), draws.mean(axis=0)
-    means, whole = draws.mean(axis=1), mine.mean()
+            raise ValueError("the score has other units under other labels: give a `null`")
+        drawn = np.array([values[unit] for unit in observed])
+        means[i] = drawn.mean()
+        sums += drawn
+    by_unit = sums / n_permutations
     slack = 1e-12 * max(1.0, abs(whole))
     sign = 1.0 if higher_is_better else -1.0
     above = int(np.sum(sign * (means - whole) >= -slack))
-    beyond = mine - null
+    beyond = mine - by_unit
     return ConditionalScore(
         confound=overlap.confound,
         value=float(beyond.mean()),
@@ -529,10 +545,13 @@ def _of_blocks(column: pd.Series, block: np.ndarray, number: bool) -> np.ndarray
     return one
 
 
-def _overlapping(stratum: np.ndarray, kind: np.ndarray, number: bool) -> np.ndarray:
-    """Which blocks stay, bool [g]: first labels of one stratum leave, then strata of one label."""
+def _overlapping(stratum: np.ndarray, kind: np.ndarray, once: bool) -> np.ndarray:
+    """Which blocks stay, bool [g]: first labels of one stratum leave, then strata of one label.
+
+    once: of labels that come once, only the latter.
+    """
     pairs = np.unique(np.stack([stratum, kind]), axis=1)
-    kept = np.full(len(kind), number) | (np.bincount(pairs[1])[kind] > 1)
+    kept = np.full(len(kind), once) | (np.bincount(pairs[1])[kind] > 1)
     pairs = np.unique(np.stack([stratum[kept], kind[kept]]), axis=1)
     return kept & (np.bincount(pairs[0], minlength=int(stratum.max()) + 1)[stratum] > 1)
 

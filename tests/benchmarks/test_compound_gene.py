@@ -7,13 +7,9 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bioimg_jax.benchmarks import compound_gene as module
-from bioimg_jax.benchmarks.compound_gene import (
-    activities,
-    chance_precision,
-    compound_gene,
-    read_activities,
-)
+from bioimg_jax.benchmarks.compound_gene import activities, compound_gene, read_activities
 from bioimg_jax.errors import InputError
+from bioimg_jax.probes.average_precision import chance
 
 N_GENES = 40
 
@@ -100,7 +96,7 @@ def test_ties_are_the_expectation_over_orders(levels):
     assert precision[0] == pytest.approx(expected[0], abs=0.01)
     assert auroc[0] == pytest.approx(expected[1])
     if levels == 1:
-        assert precision[0] == pytest.approx(chance_precision(np.array([5]), np.array([19]))[0])
+        assert precision[0] == pytest.approx(chance(np.array([5]), np.array([19]))[0])
 
 
 @pytest.mark.parametrize(("p", "n"), [(1, 1), (1, 6), (2, 7), (4, 8), (7, 7)])
@@ -108,11 +104,11 @@ def test_chance_is_the_mean_over_all_rankings(p, n):
     values = []
     for places in combinations(range(1, n + 1), p):
         values.append(np.mean([(i + 1) / place for i, place in enumerate(places)]))
-    assert chance_precision(np.array([p]), np.array([n]))[0] == pytest.approx(np.mean(values))
+    assert chance(np.array([p]), np.array([n]))[0] == pytest.approx(np.mean(values))
     if n > 1:
         harmonic = np.sum(1 / np.arange(1, n + 1))
         formula = (p - 1) / (n - 1) + harmonic * (n - p) / (n * (n - 1))
-        assert chance_precision(np.array([p]), np.array([n]))[0] == pytest.approx(formula)
+        assert chance(np.array([p]), np.array([n]))[0] == pytest.approx(formula)
 
 
 def test_profiles_that_say_nothing_score_chance():

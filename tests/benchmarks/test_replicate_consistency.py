@@ -7,8 +7,8 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import cosine_similarity
 
-from bioimg_jax.benchmarks import consistency
-from bioimg_jax.benchmarks.consistency import replicate_consistency
+from bioimg_jax.benchmarks import replicate_consistency as consistency
+from bioimg_jax.benchmarks.replicate_consistency import replicate_consistency
 from bioimg_jax.errors import InputError
 
 

@@ -35,7 +35,7 @@ TIE = 1e-12  # means and distances this close, in units of the largest there is,
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Consistency:
+class ReplicateConsistency:
     """One number a perturbation [p], names ascending.
 
     replicates, controls: rows behind each, those of strata that hold both.
@@ -64,8 +64,8 @@ def replicate_consistency(
     strata: np.ndarray | pd.Series | None = None,
     permutations: int = 1_000,
     seed: int = 0,
-) -> Consistency:
-    """`Consistency` of every perturbation with its replicates and the controls of its strata.
+) -> ReplicateConsistency:
+    """Of every perturbation with its replicates and the controls of its strata.
 
     Args:
       features: [n, d], any float dtype, aligned: cosine counts from the origin.
@@ -127,11 +127,16 @@ def replicate_consistency(
             rng = np.random.default_rng([seed, zlib.crc32(names[code].encode())])
             values[code, :4] = pool.tested(features[rows], stratum[rows], permutations, rng)
     columns = values[enough].T
-    return Consistency(
+    return ReplicateConsistency(
         names[enough],
         replicates[enough],
         found_controls[enough],
-        *columns,
+        cosine=columns[0],
+        cosine_p=columns[1],
+        energy=columns[2],
+        energy_p=columns[3],
+        ks_max=columns[4],
+        ks_mean=columns[5],
         single=tuple(str(name) for name in names[replicates < 2]),
         rows_alone=n_alone,
     )

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bioimg_jax.benchmarks.replicates import replicate_curve
+from bioimg_jax.benchmarks.replicate_curve import replicate_curve
 from bioimg_jax.errors import InputError
 
 

@@ -1,0 +1,290 @@
+"""What a protocol's score on profiles says beyond a confound, such as the number of cells.
+
+Three ways, in order of what they are worth (`statistics/conditional.py`, of which the first and the
+last are):
+
+1. conditional permutation: profiles stay, and what the protocol is told of them (classes, names of
+   genes, which wells are treated) is permuted inside strata of the confound and scored again.
+2. added value: the protocol on profiles of floor and encoder together, less on those of the floor,
+   paired by unit. Each side is standardised and has the same weight. Nothing is fitted, so that a
+   floor which says all there is may lose by company: only a gain means something.
+3. linear residualisation: descriptive, what is not linear in the confound stays.
+
+All are of the rows that `find_overlap` leaves; where none are left the reason is all there is.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bioimg_jax.benchmarks.protocols import Protocol, of_metadata
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.levels import is_numeric
+from bioimg_jax.data.splits import has_value, unit_names
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
+from bioimg_jax.statistics.conditional import (
+    DESCRIPTIVE,
+    Overlap,
+    conditional_permutation,
+    find_overlap,
+    residualised,
+)
+from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval
+from bioimg_jax.statistics.resampling import Paired, n_resamples
+
+PERMUTATION, ADDED, RESIDUALISED = (
+    "conditional permutation",
+    "added value",
+    "linear residualisation",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Confound:
+    """What scores are conditioned on.
+
+    values: [n], of every row of the tables, numbers or names; floor: the same as features, whose
+      score is that of the confound alone.
+    """
+
+    name: str
+    values: pd.Series
+    is_number: bool
+    floor: AlignedTable
+
+    @classmethod
+    def of_column(cls, table: AlignedTable, column: str) -> "Confound":
+        """A column of the metadata."""
+        values = table.obs[column]
+        return cls(column, values, is_numeric(values), of_metadata(table, [column]))
+
+    @classmethod
+    def of_floor(cls, name: str, raw: np.ndarray, aligned: AlignedTable) -> "Confound":
+        """A floor of one feature: raw [n, 1], and aligned as the encoders are."""
+        if raw.shape[1] != 1:
+            raise InputError(
+                f"evaluate.beyond: {name!r} has {raw.shape[1]} features, expected one: strata are "
+                "bins of one number"
+            )
+        values = pd.Series(raw[:, 0].astype(np.float64), aligned.obs.index)
+        return cls(name, values, True, aligned)
+
+    @property
+    def columns(self) -> np.ndarray:
+        """As numbers, float64 [n, p]: a number itself, or one-hot names."""
+        if self.is_number:
+            return self.values.to_numpy(np.float64)[:, None]
+        return pd.get_dummies(self.values.astype(str)).to_numpy(np.float64)
+
+
+def beyond(
+    protocol: Protocol,
+    table: AlignedTable,
+    confound: Confound,
+    *,
+    permutations: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Rows of "method", "value", "lower", "upper", "observed", "alone", "p", "n", "n_retained".
+
+    value: beyond the confound; of the residualised the score itself. observed: the score on the
+    retained rows. alone: the mean under permutations, or the score of the floor. Of an alignment in
+    parts (`AlignedTable.parts`) the mean, with twice the mean p (Vovk & Wang, Biometrika 107,
+    2020).
+
+    Raises:
+      InputError: labels and confound do not overlap, or the protocol cannot score what is left.
+    """
+    protocol = _with(protocol, permutations=0)  # its own p-values are of something else
+    found = [
+        [
+            _permuted(protocol, part, overlap, permutations, seed),
+            _added(protocol, part, floor, overlap),
+            _residualised(protocol, part, confound.columns[part.asked], overlap),
+        ]
+        for part, floor, overlap in _parts(protocol, table, confound)
+    ]
+    return [_mean(rows) for rows in zip(*found, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """The rows a protocol asks about: features [m, d], obs [m], where they come from, int [m]."""
+
+    features: np.ndarray
+    obs: pd.DataFrame
+    asked: np.ndarray
+    like: AlignedTable
+
+    @classmethod
+    def of(
+        cls, protocol: Protocol, table: AlignedTable, features: np.ndarray, negatives: np.ndarray
+    ) -> "_Part":
+        asked = protocol.fold(table.obs).test
+        for column in protocol.permuted:
+            if column in protocol.blocks and column != protocol.target.column:
+                others = has_value(table.obs[column]) & ~controls_of(table.obs)
+                asked = np.union1d(asked, np.flatnonzero(others))
+        obs = table.obs
+        if CONTROL in protocol.needs:
+            asked = np.union1d(asked, np.flatnonzero(negatives))
+            obs = obs.assign(**{CONTROL: negatives})
+        return cls(features[asked], obs.iloc[asked].reset_index(drop=True), asked, table)
+
+    def overlap(self, protocol: Protocol, confound: Confound) -> Overlap:
+        known = np.all([has_value(self.obs[column]) for column in protocol.permuted], axis=0)
+        labels = pd.Series(unit_names(self.obs, protocol.permuted), dtype=object).where(known)
+        rows = np.array([f"row {row}" for row in self.asked], object)
+        blocks = rows
+        if protocol.blocks:
+            blocks = np.where(known, unit_names(self.obs, protocol.blocks), rows)
+        strata = self.obs[list(protocol.within)].reset_index(drop=True)
+        held = confound.values.iloc[self.asked].reset_index(drop=True)
+        return find_overlap(
+            labels,
+            strata.assign(**{confound.name: held}),
+            blocks,
+            numbers=(confound.name,) if confound.is_number else (),
+            once=protocol.once,
+        )
+
+    def score(
+        self, protocol: Protocol, overlap: Overlap, labels: np.ndarray, features: np.ndarray
+    ) -> Score:
+        """Of the retained rows with these labels, int [rows]."""
+        obs = self.obs.copy()
+        known = np.flatnonzero(
+            np.all([has_value(obs[column]) for column in protocol.permuted], axis=0)
+        )
+        names = unit_names(obs, protocol.permuted)
+        values, first = np.unique(names[known].astype(str), return_index=True)
+        like = known[first][np.searchsorted(values, np.array(overlap.names)[labels])]
+        for column in protocol.permuted:
+            held = obs[column].to_numpy(object)
+            new = held.copy()
+            new[known] = False if column == CONTROL else None
+            new[overlap.rows] = held[like]
+            obs[column] = new.astype(bool) if column == CONTROL else new
+        kept = np.ones(len(obs), bool)
+        kept[known] = False
+        kept[overlap.rows] = True
+        mine = dataclasses.replace(self.like, obs=obs[kept].reset_index(drop=True))
+        return protocol.score(unaligned(mine, features[kept]), representation="", kind="", seed=0)
+
+
+def _parts(
+    protocol: Protocol, table: AlignedTable, confound: Confound
+) -> Iterator[tuple[_Part, np.ndarray, Overlap]]:
+    """Each part of the table, the floor's features of the same rows, and what overlaps there."""
+    whole = CONTROL not in protocol.needs
+    nobody = np.zeros(len(table.obs), bool)
+    mine = [(table.features, nobody)] if whole else table.parts()
+    floors = [(confound.floor.features, nobody)] if whole else confound.floor.parts()
+    held = list(floors)
+    for i, (features, negatives) in enumerate(mine):
+        # A floor from metadata is not aligned, and has the same features in every part.
+        floor = held[min(i, len(held) - 1)][0]
+        part = _Part.of(protocol, table, features, negatives)
+        yield part, floor[part.asked], part.overlap(protocol, confound)
+
+
+def _permuted(
+    protocol: Protocol, part: _Part, overlap: Overlap, permutations: int, seed: int
+) -> dict[str, Any]:
+    # Of a draw the whole score is enough: the values of its units cost a score each.
+    fast = _with(protocol, jackknife=False)
+    found = conditional_permutation(
+        overlap,
+        lambda labels: part.score(protocol, overlap, labels, part.features).per_unit,
+        null=lambda labels: part.score(fast, overlap, labels, part.features).value,
+        n_permutations=permutations,
+        seed=seed,
+    )
+    about = {"observed": found.observed, "alone": found.null, "p": found.p}
+    return _row(PERMUTATION, found.value, found.interval, overlap, **about)
+
+
+def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap) -> dict[str, Any]:
+    both = np.hstack([_standardised(floor), _standardised(part.features)])
+    joint, alone = (
+        part.score(protocol, overlap, overlap.labels, of).per_unit
+        for of in (both, _standardised(floor))
+    )
+    gain = np.array([joint[unit] - alone[unit] for unit in joint if unit in alone])
+    p = None
+    if len(gain) >= MIN_UNITS:
+        paired = Paired.of(gain, resamples=n_resamples(1, 1))
+        p = None if bool(paired.constant) else float(paired.p_greater())
+    means = {"observed": float(np.mean(list(joint.values()))),
+             "alone": float(np.mean(list(alone.values())))}  # fmt: skip
+    return _row(ADDED, float(gain.mean()), t_interval(gain), overlap, **means, p=p)
+
+
+def _residualised(
+    protocol: Protocol, part: _Part, confound: np.ndarray, overlap: Overlap
+) -> dict[str, Any]:
+    left = residualised(part.features, confound, overlap.rows)
+    score = part.score(protocol, overlap, overlap.labels, left.features.astype(np.float32))
+    method = f"{RESIDUALISED} ({DESCRIPTIVE})"
+    about = {"observed": None, "alone": None, "p": None}
+    return _row(method, score.value, score.interval, overlap, **about)
+
+
+def _row(
+    method: str, value: float, interval: tuple[float, float] | None, overlap: Overlap, **about: Any
+) -> dict[str, Any]:
+    lower, upper = interval or (None, None)
+    return {"method": method, "value": value, "lower": lower, "upper": upper, **about,
+            "n": overlap.n, "n_retained": len(overlap.rows)}  # fmt: skip
+
+
+def _mean(rows: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """One row of those of the parts."""
+    found = dict(rows[0])
+    for key in ("value", "lower", "upper", "observed", "alone", "p"):
+        values = [row[key] for row in rows]
+        found[key] = None if None in values else float(np.mean(values))
+    if len(rows) > 1 and found["p"] is not None:
+        found["p"] = min(1.0, 2 * found["p"])
+    return found
+
+
+def _standardised(features: np.ndarray) -> np.ndarray:
+    """Float32 [n, d] with a mean square length of 1; a constant column is 0."""
+    x = features.astype(np.float64)
+    x = x - x.mean(axis=0)
+    spread = x.std(axis=0)
+    varies = spread > 1e-9 * max(float(spread.max()), 1e-300)
+    x = np.where(varies, x / np.where(varies, spread, 1.0), 0.0)
+    return (x / np.sqrt(max(int(varies.sum()), 1))).astype(np.float32)
+
+
+def _with(protocol: Protocol, **changes: Any) -> Protocol:
+    """With other settings of its benchmark, of those that it has."""
+    made: Any = protocol.benchmark
+    known = {key: value for key, value in changes.items() if hasattr(made, key)}
+    return dataclasses.replace(protocol, benchmark=dataclasses.replace(made, **known))
+
+
+def confounds(
+    asked: list[str],
+    first: AlignedTable,
+    floors: Mapping[str, tuple[np.ndarray, AlignedTable]],
+) -> list[Confound]:
+    """Those of the names: a floor (its raw features and aligned), or a column of the metadata."""
+    found = []
+    for name in asked:
+        if name in floors:
+            found.append(Confound.of_floor(name, *floors[name]))
+        elif name in first.obs:
+            found.append(Confound.of_column(first, name))
+        else:
+            raise InputError(
+                f"evaluate.beyond: {name!r} is no table of the config and no column of the "
+                f"metadata, which has {', '.join(first.obs.columns)}"
+            )
+    return found

@@ -1,0 +1,139 @@
+"""What is left of a score beyond a confound: where it is all there is, and where it is not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioimg_jax.benchmarks.beyond import ADDED, PERMUTATION, Confound, beyond, confounds
+from bioimg_jax.benchmarks.protocols import Protocol, find_protocols
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.aligned import AlignedTable
+from tests.benchmarks import screens
+
+OPTIONS = {"average": "mean", "permutations": 0, "pair_lists": "", "activities": ""}
+
+
+def protocol(name: str, obs: pd.DataFrame, **options: str) -> Protocol:
+    found, missing = find_protocols(name, list(obs.columns), OPTIONS | options, seed=0)
+    assert not missing
+    return found[0]
+
+
+def of_count(count: np.ndarray, obs: pd.DataFrame) -> Confound:
+    floor = screens.table(count[:, None], obs)
+    return Confound.of_floor("count", count[:, None].astype(np.float32), floor)
+
+
+def by_method(rows: list[dict]) -> dict[str, dict]:
+    return {row["method"]: row for row in rows}
+
+
+def screen(seed: int, *, own: float, counted: float) -> tuple[AlignedTable, Confound]:
+    """Features of the compound's own place (own) and of its class's number of cells (counted)."""
+    obs = screens.wells(compounds=48, plates=3, seed=seed)
+    rng = np.random.default_rng(seed)
+    number = pd.factorize(obs["compound"])[0]
+    label = pd.factorize(obs["moa"])[0]  # -1 of controls
+    # Classes have counts that overlap: strata of count hold several classes.
+    of_compound = rng.normal(0, 1.0, number.max() + 1) + 0.7 * np.arange(number.max() + 1) % 3
+    count = of_compound[number] + np.where(label >= 0, 1.2 * label, 0.0)
+    centres = np.vstack([rng.normal(0, 1, (label.max() + 1, 6)), np.zeros((1, 6))])
+    waves = np.stack([np.sin(count * f) for f in (0.4, 0.7, 1.1)], axis=1)
+    features = np.hstack([own * centres[label], counted * waves])
+    features = features + rng.normal(0, 0.05, features.shape)
+    return screens.table(features, obs), of_count(count, obs)
+
+
+def test_a_score_from_the_count_alone_is_none_beyond_it() -> None:
+    p = []
+    for seed in range(8):
+        table, confound = screen(seed, own=0.0, counted=1.0)
+        found = by_method(beyond(protocol("nsc", table.obs), table, confound,
+                                 permutations=99, seed=0))  # fmt: skip
+        p.append(found[PERMUTATION]["p"])
+        assert abs(found[PERMUTATION]["value"]) < 0.25
+    assert np.mean(np.array(p) <= 0.05) <= 0.25  # of 8, one may well be
+
+
+@pytest.mark.parametrize("name", ["nsc", "consistency"])
+def test_a_score_of_its_own_is_all_there_beyond_it(name: str) -> None:
+    table, confound = screen(1, own=1.0, counted=0.0)
+    rows = beyond(protocol(name, table.obs), table, confound, permutations=99, seed=0)
+    found = by_method(rows)
+    assert found[PERMUTATION]["p"] == 0.01 and found[PERMUTATION]["value"] > 0.3
+    assert found[ADDED]["value"] > 0.3 and found[ADDED]["p"] < 0.01
+    assert rows[2]["value"] > 0.9  # the residualised: nothing of it was the count
+    for row in rows:
+        assert row["n"] == 48 * 3 and 0 < row["n_retained"] <= row["n"]
+        assert row["value"] is not None and row["lower"] < row["value"] < row["upper"]
+    assert found[PERMUTATION]["value"] == pytest.approx(
+        found[PERMUTATION]["observed"] - found[PERMUTATION]["alone"]
+    )
+
+
+def test_wells_that_differ_from_controls_in_number_alone_are_active_and_not_beyond_it() -> None:
+    obs = screens.wells(compounds=30, plates=3, controls=30)
+    rng = np.random.default_rng(0)
+    number = pd.factorize(obs["compound"])[0]
+    level = rng.permutation(np.linspace(-1, 1, number.max() + 1))[number]
+    count = np.where(obs["control"], rng.uniform(-1, 1, len(obs)), level)
+    angle = np.pi * count
+    seen = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    own = rng.normal(0, 1, (number.max() + 1, 8))[number]
+    own[obs["control"]] = rng.normal(0, 1, (int(obs["control"].sum()), 8))
+    activity = protocol("activity", obs)
+    counted, alone = (
+        by_method(beyond(activity, screens.table(x, obs), of_count(count, obs),
+                         permutations=39, seed=0))
+        for x in (seen, np.hstack([0.1 * seen, own]))
+    )  # fmt: skip
+    assert counted[PERMUTATION]["observed"] > 0.5  # like replicates, by their number
+    assert alone[PERMUTATION]["observed"] > 0.9
+    assert alone[PERMUTATION]["value"] > 0.5
+    assert counted[PERMUTATION]["value"] < 0.5 * alone[PERMUTATION]["value"]
+    assert alone[ADDED]["value"] > 0.1
+
+
+def test_pairs_of_genes_are_beyond_the_count_where_they_are(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    genes = np.array([f"g{i:02d}" for i in range(40)])
+    obs = pd.DataFrame({"gene": np.repeat(genes, 2), "plate": ["P0", "P1"] * 40})
+    count = np.repeat(rng.permutation(40), 2).astype(float)
+    complexes = np.repeat(np.arange(10), 4)  # of four genes each, at any count
+    features = np.repeat(rng.normal(size=(10, 12))[complexes], 2, axis=0)
+    features = features + rng.normal(0, 0.2, features.shape)
+    path = tmp_path / "pairs.csv"
+    pairs = [(a, b) for i, a in enumerate(genes) for j, b in enumerate(genes[:i])
+             if complexes[i] == complexes[j]]  # fmt: skip
+    path.write_text("gene1,gene2\n" + "\n".join(f"{a},{b}" for a, b in pairs))
+    of_pairs = protocol("relationships", obs, pair_lists=str(path))
+    rows = by_method(beyond(of_pairs, screens.table(features, obs), of_count(count, obs),
+                            permutations=39, seed=0))  # fmt: skip
+    assert rows[PERMUTATION]["observed"] > 0.6
+    assert rows[PERMUTATION]["alone"] == pytest.approx(0.1, abs=0.06)
+    assert rows[PERMUTATION]["p"] == 1 / 40
+    assert rows[PERMUTATION]["n_retained"] == 80
+
+
+def test_what_does_not_overlap_is_refused() -> None:
+    table, _ = screen(0, own=1.0, counted=0.0)
+    obs = table.obs.assign(week=table.obs["moa"].fillna("m0"))
+    held = screens.table(table.features, obs)
+    confound = Confound.of_column(held, "week")
+    with pytest.raises(InputError, match="nothing can be said beyond week: labels do not overlap"):
+        beyond(protocol("nsc", obs), held, confound, permutations=9, seed=0)
+    several = Confound.of_column(held, "plate")
+    with pytest.raises(InputError, match="expected one a block"):
+        beyond(protocol("nsc", obs), held, several, permutations=9, seed=0)
+
+
+def test_a_confound_is_a_column_or_a_floor_of_one_feature() -> None:
+    table, _ = screen(0, own=1.0, counted=0.0)
+    two = np.zeros((len(table.obs), 2), np.float32)
+    with pytest.raises(InputError, match="'wide' has 2 features, expected one"):
+        confounds(["wide"], table, {"wide": (two, table)})
+    with pytest.raises(InputError, match="'cells' is no table of the config and no column"):
+        confounds(["cells"], table, {})
+    found = confounds(["batch", "count"], table, {"count": (two[:, :1], table)})
+    assert [(one.name, one.is_number) for one in found] == [("batch", False), ("count", True)]
+    assert found[0].columns.shape == (len(table.obs), 2)
