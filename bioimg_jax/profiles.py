@@ -38,6 +38,7 @@ from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
+from bioimg_jax.score_audit import JOINT, audit_of_scores
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.verdict import Verdict, judge
 
@@ -343,51 +344,18 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
     Raises `InputError` where wells and labels are none that the protocol can score.
     """
     columns = [c for c in command_line.names(settings["audit"]) if c in table.obs]
-    delta = settings["delta"]
-    result: dict[str, Any] = {
-        "verdict": "", "reason": "no nuisance column is declared for this target", "columns": [],
-        "score": None, "interval": None, "per_unit": {}, "per_column": {}, "best": None,
-        "rivals": {}, "metric": protocol.target.metric, "delta": delta,
-    }  # fmt: skip
     found: dict[str, Score] = {}
     for chosen in [*([c] for c in columns), *([columns] if len(columns) > 1 else [])]:
-        name = " and ".join(chosen)
+        name = JOINT.join(chosen)
         found[name] = protocol.score(
             of_metadata(table, chosen), representation=name, kind="metadata", seed=seed
         )
-    if not found:
+    if not found:  # can it be scored at all?
         held = of_metadata(table, [protocol.target.column])
         protocol.score(held, representation="", kind="metadata", seed=seed)
-        return result
-    best = max(found, key=lambda name: found[name].value)
-    for column in columns:
-        result["per_column"][column] = {
-            "score": found[column].value, "interval": found[column].interval
-        }  # fmt: skip
-    everything = found[" and ".join(columns)]
-    result |= {
-        "score": everything.value,
-        "interval": everything.interval,
-        "per_unit": everything.per_unit,
-        "best": {"columns": best, "score": found[best].value, "interval": found[best].interval},
-        "rivals": {name: score.per_unit for name, score in found.items()},
-    }
-    for name, score in found.items():
-        ceiling = 1.0 if score.ceiling is None else score.ceiling
-        if score.interval is not None and score.interval[0] >= ceiling - delta:
-            result |= {
-                "verdict": "confounded",
-                "columns": name.split(" and "),
-                "reason": f"{name} alone is within {delta:g} of the ceiling of {protocol.name}",
-            }
-            return result
-    shown = found[best].interval
-    shown_words = "" if shown is None else f" [{shown[0]:.2f}, {shown[1]:.2f}]"
-    result["reason"] = (
-        f"metadata alone does not settle {protocol.name}: at best {found[best].value:.2f}"
-        f"{shown_words}, from {best}"
+    return audit_of_scores(
+        found, columns, name=protocol.name, metric=protocol.target.metric, delta=settings["delta"]
     )
-    return result
 
 
 def _judged(

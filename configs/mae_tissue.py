@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "mesh": {"devices": 0, "model": 1, "fsdp": False},  # devices 0: all
             "evaluate": common.evaluation(
-                floors="chance,pixels,nuclei,layout,twin,selected",
+                floors="chance,pixels,stain,nuclei,layout,twin,selected,layout_trained",
                 untrained_seeds=3,
                 blocks=2,
                 strengths="1e-1,1e-2,1e-3,1e-4,1e-5",

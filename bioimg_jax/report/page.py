@@ -43,6 +43,10 @@ LEGENDS = {
     "Association of targets and nuisance columns": (
         "Cramér's V, 0 for none and 1 where one column gives the other away."
     ),
+    "Agreement of the protocol's variants": (
+        "Kendall's tau between the orders in which two variants put the same representations; the "
+        "interval is over redrawn test units, and there is none for fewer than 4."
+    ),
     "Beyond a confound": (
         'What a score says beyond a confound such as the number of cells; never "corrected for" '
         "it, because a count is often an effect. Conditional permutation: labels permuted inside "
@@ -354,6 +358,7 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         "Geometry of the features": geometry,
         "Similarity of the features": results.get("similarity") or [],
         "Association of targets and nuisance columns": results.get("association") or [],
+        "Agreement of the protocol's variants": results.get("variants") or [],
         "Beyond a confound": results.get("conditional") or [],
         "Nuisance": results.get("nuisance") or [],
         **{

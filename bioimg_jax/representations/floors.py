@@ -14,7 +14,7 @@ from bioimg_jax.representations.combined import CombinedRepresentation
 from bioimg_jax.representations.layout import LayoutRepresentation
 from bioimg_jax.representations.metadata import MetadataRepresentation
 from bioimg_jax.representations.nuclei import NucleiRepresentation, Segmenter
-from bioimg_jax.representations.pixels import PixelRepresentation
+from bioimg_jax.representations.pixels import PixelRepresentation, StainRepresentation
 from bioimg_jax.representations.random_projection import RandomProjectionRepresentation
 from bioimg_jax.representations.rendered_layout import RenderedLayoutRepresentation
 from bioimg_jax.representations.representation import KINDS, Representation
@@ -63,6 +63,7 @@ class Floors:
         self._makers: dict[str, Callable[[], Representation]] = {
             "pixels": lambda: PixelRepresentation(self._channels),
             "pixels_no_cross": lambda: PixelRepresentation(self._channels, cross_spectrum=False),
+            "stain": StainRepresentation,
             "nuclei": lambda: NucleiRepresentation(self._segmented()),
             "layout": lambda: LayoutRepresentation(self._segmented()),
             "layout_rendered": lambda: RenderedLayoutRepresentation.untrained(self._segmented()),
@@ -95,6 +96,9 @@ class Floors:
                 f"set has {', '.join(self._channels)}"
             )
             self.omitted = {name: reason for name in names if name in SEGMENTED}
+        if "stain" in names and self._channels != RGB:
+            has = ", ".join(self._channels)
+            self.omitted["stain"] = f"stain is measured in R,G,B; the data set has {has}"
         self.names = tuple(name for name in names if name not in (*self.omitted, ON_LAYOUT))
         self.has_on_layout = ON_LAYOUT in names and ON_LAYOUT not in self.omitted
 

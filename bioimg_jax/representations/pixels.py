@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,25 @@ class PixelRepresentation:
                 "downsampled": downsampled_pixels(images),
                 "pixels": pixel_statistics(images, tissue=self._tissue)[:, self._kept],
             }
+
+
+class StainRepresentation:
+    """How much stain there is, and in which colours: the last features of "pixels" of R, G, B."""
+
+    name = "stain"
+    kind = "pixels"
+    dtype = "float32"
+    layers: ClassVar[dict[str, int]] = {"stain": 10}
+
+    def features(self, batch: Batch) -> dict[str, jax.Array]:
+        with jax.default_matmul_precision("highest"):
+            return {"stain": stain_statistics(batch["image"])}
+
+
+@jax.jit
+def stain_statistics(images: jax.Array) -> jax.Array:
+    """Optical density and tissue fraction [b, 10] of R, G, B [b, h, w, 3] of any dtype."""
+    return jnp.concatenate(_optical_density(_common_scale(images)), axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="tissue")

@@ -1,0 +1,340 @@
+"""Features of H&E patches through HEST-Benchmark's protocol -> scores, verdicts, report.html.
+
+    python -m bioimg_jax.expression --config=configs/eval_expression.py --workdir=OUT
+
+The features are those of a run on the data set `hest`, every representation of it, and of files of
+features with the columns section and barcode. The task's own splits, genes and protocol
+(`benchmarks/expression.py`) are used, and every variant of the protocol beside it.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bioimg_jax import command_line
+from bioimg_jax.benchmarks.expression import (
+    OFFICIAL,
+    PROTOCOLS,
+    Experiment,
+    Expression,
+    audit_features,
+    make_experiment,
+    rank_agreement,
+    score_expression,
+    undefined_protocols,
+)
+from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, TRUTH, cases, floor_ids
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.hest import SECTION, Task, read_counts, read_task
+from bioimg_jax.features.imported import import_table
+from bioimg_jax.features.table import FeatureTable, read_table
+from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.report import write_rows
+from bioimg_jax.representations.representation import KINDS
+from bioimg_jax.results import RESULTS, about_run, publish
+from bioimg_jax.score_audit import audit_of_scores
+from bioimg_jax.scoring import with_verdicts
+from bioimg_jax.statistics.intervals import t_interval
+from bioimg_jax.statistics.verdict import judge
+
+HELP = f"""{__doc__}
+--config.KEY=VALUE  changes a key of the config file, which explains them
+--workdir=DIR       where results.json, genes.csv and report.html are kept"""
+TARGET, METRIC = "expression", "pearson"
+NO_VALIDATION = "the protocol has no validation side to select by"
+AUDIT = ("position", "total_counts")
+Config = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """A representation: table, kind and what it saw; about: its row of "encoders", if it is one."""
+
+    name: str
+    kind: str
+    exposure: str
+    table: FeatureTable
+    about: dict[str, Any] | None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line `arguments` (program name first); returns the exit status."""
+    if command_line.asks_for_help(arguments):
+        print(HELP)
+        return 0
+    return command_line.guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    config, given = command_line.parse(arguments, {"workdir": ""})
+    command_line.check_sections(config, "task", "features", "evaluate")
+    if not given["workdir"]:
+        raise InputError("--workdir=DIR is missing: where results are kept")
+    settle_cpu()
+    start, workdir = time.time(), Path(given["workdir"])
+    command_line.check_not_a_training(workdir)
+    with command_line.locked(workdir):
+        command_line.write_json(workdir / "config.json", config)
+        results = evaluate_expression(config, workdir)
+        command = shlex.join(["python", "-m", "bioimg_jax.expression", *arguments[1:]])
+        run = about_run(
+            seed=config["seed"],
+            n_devices=jax.device_count(),
+            command=command,
+            start=start,
+            kind=TARGET,
+        )
+        publish(workdir, run, results)
+
+
+def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
+    """Every representation by every variant of the protocol; what results.json holds."""
+    settings, about = config["evaluate"], config["task"]
+    if not about["folder"]:
+        raise InputError("task.folder: it is empty, expected the folder of one task")
+    task = read_task(
+        about["folder"], gene_list=about["gene_list"], patients=about["patients"],
+        patient_pattern=about["patient_pattern"],
+    )  # fmt: skip
+    folds, not_run = task.folds()
+    not_run = {f"split {name}": reason for name, reason in not_run.items()}
+    if not folds:
+        raise InputError(f"{task.folder}: no split holds {task.unit}s out: {not_run}")
+    counts = read_counts(task)
+    experiment = make_experiment(
+        counts.matrix, counts.names, task.genes, sections=task.spots[SECTION],
+        units=task.spots[task.unit], folds=folds,
+    )  # fmt: skip
+    entries = _entries(config["features"], workdir)
+    floors, omitted = _floors(settings["floors"], entries)
+    not_run |= undefined_protocols(experiment)
+    for name, reason in not_run.items():
+        print(f"not run: {name}, because {reason}", file=sys.stderr)
+    audits = _audit(task, experiment, settings["delta"], config["seed"])
+    found: dict[str, dict[str, Expression]] = {}
+    scores: list[Score] = []
+    began = time.monotonic()
+    for i, entry in enumerate(entries, start=1):
+        found[entry.name] = score_expression(_features(entry.table, task), experiment)
+        for variant, expression in found[entry.name].items():
+            scores.append(
+                _score(variant, expression, entry.name, entry.kind, entry.exposure, task,
+                       config["seed"], entry.table.default)
+            )  # fmt: skip
+        left = int((time.monotonic() - began) / i * (len(entries) - i))
+        print(f"{entry.name} ({i}/{len(entries)}) {left // 60}:{left % 60:02d} left",
+              file=sys.stderr)  # fmt: skip
+    variants = list(found[entries[0].name])
+    target = {"name": TARGET, "nuisance": False, "audit": audits}
+    verdicts = judge(
+        cases(scores, [target], floors, omitted=omitted, delta=settings["delta"],
+              overlap={TARGET: 0.0})
+    )  # fmt: skip
+    scores = with_verdicts(scores, {TARGET: audits}, verdicts)
+    agreement = rank_agreement(found) if len(found) > 1 and len(variants) > 1 else []
+    write_rows(workdir / "genes.csv", _gene_rows(found))
+    tested = np.unique(np.concatenate([fold.test for fold in folds]))
+    return {
+        "data": {
+            "name": task.folder.name,
+            "content_hash": entries[0].table.provenance.get("content_hash", ""),
+            "channels": [],
+            "n_examples": len(task.spots),
+            "n_evaluated": len(tested),
+            "n_pretraining": 0,
+            "splits": {
+                TARGET: {
+                    fold.name: {"train": len(fold.train), "validation": 0, "test": len(fold.test)}
+                    for fold in folds
+                }
+            },
+        },
+        "encoders": [entry.about for entry in entries if entry.about is not None],
+        "benchmarks": variants,
+        "targets": [
+            {
+                "name": TARGET, "column": f"log1p counts of {len(task.genes)} genes",
+                "unit": [task.unit], "aggregate": [], "n_classes": 0, "n_examples": len(tested),
+                "nuisance": False, "verdict": audits["verdict"], "reason": audits["reason"],
+                "audit": {k: v for k, v in audits.items() if k != "rivals"},
+            }
+        ],
+        "floors": list(floors),
+        "omitted": omitted,
+        "selected": {},
+        "plan": [],
+        "verdicts": [verdict.to_row() for verdict in verdicts],
+        "untrained": [],
+        "scores": [score.to_row() for score in scores],
+        "variants": [_agreement_row(one) for one in agreement],
+        "not_run": not_run,
+    }  # fmt: skip
+
+
+def _entries(features: Config, workdir: Path) -> list[Entry]:
+    """The representations of the run, in its order, and those of files."""
+    found: list[Entry] = []
+    if features["run"]:
+        found += _of_run(Path(features["run"]))
+    for name, about in features["tables"].items():
+        if about["kind"] not in KINDS:
+            raise InputError(
+                f"features.tables.{name}.kind: {about['kind']!r}, expected one of "
+                f"{', '.join(KINDS)}"
+            )
+        if name in {entry.name for entry in found}:
+            raise InputError(f"features.tables.{name}: the run has a representation of this name")
+        path = workdir / "features" / f"{name}.h5ad"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = import_table(
+            about["source"], path, beside=about["beside"], metadata=dict(about["metadata"])
+        )
+        row = {"name": name, "kind": about["kind"], "features": path.name}
+        judged = about["kind"] in ("trained", "imported")
+        exposure = "unknown" if judged else "none"
+        found.append(Entry(name, about["kind"], exposure, table, row if judged else None))
+    if not found:
+        raise InputError("features: neither a run nor tables, expected those of an encoder")
+    return found
+
+
+def _of_run(folder: Path) -> list[Entry]:
+    """Of a run or an evaluation of images; `InputError` where it is none, or not finished."""
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        rows = {row["representation"]: row for row in results["scores"]}
+        encoders = {row["name"]: row for row in results["encoders"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"features.run: {folder} has no results.json of a finished run ({error})"
+        ) from error
+    found = []
+    for name, row in rows.items():
+        path = folder / "features" / f"{name}.h5ad"
+        # What averages seeds has no features of its own; metadata and truth are no floors here.
+        if path.exists() and row["kind"] not in ("metadata", TRUTH):
+            table = read_table(path)
+            found.append(Entry(name, row["kind"], row["exposure"], table, encoders.get(name)))
+    return found
+
+
+def _floors(text: str, entries: Sequence[Entry]) -> tuple[tuple[str, ...], dict[str, str]]:
+    floors = floor_ids(text)
+    known = [entry.name for entry in entries]
+    for floor in floors:
+        if floor not in (CHANCE, FAMILY, *OWN, *known):
+            raise InputError(
+                f"evaluate.floors: {floor!r} is none of {', '.join((CHANCE, *OWN, *known))}"
+            )
+    return floors, {FAMILY: NO_VALIDATION} if FAMILY in floors else {}
+
+
+def _features(table: FeatureTable, task: Task) -> np.ndarray:
+    """The default layer in the order of the task's spots, float32 [n, d].
+
+    Raises:
+      InputError: a table that does not name its spots, or has not exactly those of the task.
+    """
+    for column in (SECTION, "barcode"):
+        if column not in table.obs:
+            raise InputError(
+                f"{table.path}: no column {column!r}, expected the section and barcode of every "
+                f"spot; it has {', '.join(table.obs.columns)}"
+            )
+    sections, barcodes = (table.obs[c].astype(str).tolist() for c in (SECTION, "barcode"))
+    rows = task.rows_of(sections, barcodes)
+    if len(rows) < len(task.spots):
+        raise InputError(
+            f"{table.path}: {len(rows)} of the {len(task.spots)} spots that {task.folder} has"
+        )
+    values = table.layer(table.default)
+    features = np.empty_like(values)
+    features[rows] = values
+    return features
+
+
+def _audit(task: Task, experiment: Experiment, delta: float, seed: int) -> dict[str, Any]:
+    """What the position and the total counts of a spot score, alone and together."""
+    spots = task.spots
+    held = audit_features(spots["x"], spots["y"], spots["total_counts"], spots[SECTION])
+    found = {}
+    for name, features in held.items():
+        official = score_expression(features, experiment, {OFFICIAL: PROTOCOLS[OFFICIAL]})[OFFICIAL]
+        key = name.replace("_and_", " and ")
+        found[key] = _score(OFFICIAL, official, key, "metadata", "none", task, seed, name)
+    return audit_of_scores(found, AUDIT, name=TARGET, metric=METRIC, delta=delta)
+
+
+def _score(
+    variant: str,
+    found: Expression,
+    name: str,
+    kind: str,
+    exposure: str,
+    task: Task,
+    seed: int,
+    layer: str,
+) -> Score:
+    values = np.array(list(found.per_unit.values()))
+    block, _, pooling = layer.rpartition("/")
+    return Score(
+        benchmark=variant,
+        target=TARGET,
+        split=f"{len(found.per_fold)} folds of {task.unit}s, as the task has them",
+        metric=METRIC,
+        higher_is_better=True,
+        chance=0.0,
+        ceiling=1.0,
+        representation=name,
+        kind=kind,
+        block=block or layer,
+        pooling=pooling if block else "",
+        seed=seed,
+        value=found.value,
+        per_unit=found.per_unit,
+        interval=t_interval(values),
+        n_units=len(values),
+        unit=(task.unit,),
+        exposure=exposure,
+        search_budget=1,
+        settings={
+            "layer": layer,
+            "per_fold": found.per_fold,
+            "per_section": found.per_section,
+            "constant_genes": {name: list(genes) for name, genes in found.constant.items()},
+            "flat_predictions": found.n_flat,
+            "folds": [
+                {"fold": fold, "alpha": of["alpha"], "components": of["components"]}
+                for fold, of in found.settings.items()
+            ],
+        },
+    )
+
+
+def _agreement_row(one: Any) -> dict[str, Any]:
+    lower, upper = one.interval or (None, None)
+    return {"first": one.first, "second": one.second, "tau": one.tau, "lower": lower,
+            "upper": upper, "units": one.n_units, "representations": one.n_representations,
+            "best_by_first": one.best[0], "best_by_second": one.best[1]}  # fmt: skip
+
+
+def _gene_rows(found: Mapping[str, Mapping[str, Expression]]) -> list[dict[str, Any]]:
+    return [
+        {"representation": name, "protocol": variant, "gene": gene, METRIC: r}
+        for name, of in found.items()
+        for variant, expression in of.items()
+        for gene, r in expression.per_gene.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
