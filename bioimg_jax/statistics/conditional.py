@@ -38,6 +38,8 @@ N_PERMUTATIONS = 999
 # a count that labels follow in waves, 1,600 blocks, 40 simulations: in 20 bins they scored 0.011
 # beyond it, p <= 0.05 in 25; in bins of 16 0.001, in 5. A true 0.185 beyond it was 0.170 there.
 SET = 16
+# Of fewer than 80 blocks 20 bins would hold one to three, hardly two labels among them.
+COMPANY = 4
 MOST = 10**9  # distinct permutations are counted up to here
 LENGTHS = (1.0, 0.3, 0.1)  # of the kernels, in root mean square distances of the training rows
 WAVES = 128  # random Fourier features of a kernel
@@ -100,7 +102,7 @@ def find_overlap(
         diagnosis; a name of its own for each row where rows have labels of their own. Rows of a
         block are permuted together (one by one they would count as evidence many times), have one
         label and one category, and their mean number.
-      bins: of a number; by default 20, or more of `SET` blocks each.
+      bins: of a number; by default 20, or more of `SET` blocks each, or fewer of `COMPANY`.
       numbers: columns of the confound that are numbers even where their values are few and whole,
         such as a count.
       once: each label is of one block, as a gene's name is, and what is asked is which labels go
@@ -137,7 +139,8 @@ def find_overlap(
     number = pd.api.types.is_float_dtype(label) and _is_number(label)
     given = _of_blocks(label, block, number)
     codes = np.zeros((len(given), 0), int)
-    bins = bins or max(QUANTILE_BINS, len(given) // SET)
+    few = max(2, min(QUANTILE_BINS, len(given) // COMPANY))
+    bins = bins or max(few, len(given) // SET)
     for column in known.columns:
         is_number = column in numbers or _is_number(known[column])
         values = _of_blocks(known[column], block, is_number)

@@ -15,6 +15,7 @@ from bioimg_jax.features.alignment import find_alignment
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.probes.average_precision import chance
 
+OPTIONS = {"average": "mean", "permutations": 9, "pair_lists": "", "activities": ""}
 ABOUT = {"representation": "x", "kind": "imported", "seed": 0, "exposure": "unknown"}
 
 
@@ -56,7 +57,7 @@ def test_activity_is_replicates_among_the_controls_of_their_plate(tmp_path: Path
     features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
     aligned = align(table(tmp_path, obs, features), find_alignment("none"), batch="plate")
     (protocol,), _ = find_protocols(
-        "activity", list(obs.columns), average="mean", permutations=49, seed=0
+        "activity", list(obs.columns), OPTIONS | {"permutations": 49}, seed=0
     )
     (score,) = protocol.benchmark.scores(aligned, [protocol.fold(obs)], protocol.target, **ABOUT)
     expected = {}
@@ -99,9 +100,7 @@ def test_consistency_is_classes_among_other_compounds(tmp_path: Path) -> None:
     obs = wells(controls=0)
     features = np.random.default_rng(1).normal(size=(len(obs), 5)).astype(np.float32)
     held = table(tmp_path, obs, features)
-    (protocol,), _ = find_protocols(
-        "consistency", list(obs.columns), average="mean", permutations=9, seed=0
-    )
+    (protocol,), _ = find_protocols("consistency", list(obs.columns), OPTIONS, seed=0)
 
     def value(kept: pd.DataFrame) -> float:
         profiles = kept.groupby("compound").apply(
@@ -127,9 +126,7 @@ def test_what_they_cannot_score_is_one_line(tmp_path: Path) -> None:
     obs = wells()
     features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
     held = table(tmp_path, obs, features)
-    (protocol,), _ = find_protocols(
-        "activity", list(obs.columns), average="mean", permutations=9, seed=0
-    )
+    (protocol,), _ = find_protocols("activity", list(obs.columns), OPTIONS, seed=0)
     fold = protocol.fold(obs)
     with pytest.raises(InputError, match="activity needs a table with controls"):
         Activity().scores(held, [fold], protocol.target, **ABOUT)
