@@ -39,5 +39,7 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(call install,requirements-dev.txt)
 
-$(VENV)/.peers: requirements-peers.txt $(VENV)/.dev
+$(VENV)/.peers: requirements-peers.txt requirements-peers-alone.txt $(VENV)/.dev
 	$(call install,requirements-peers.txt)
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r requirements-peers-alone.txt && touch $@

@@ -1,9 +1,13 @@
 """Alignments against the libraries that profile cells with them."""
 
+import sys
+import types
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.decomposition import PCA
 
 from bioimg_jax.features.alignment import find_alignment
 
@@ -18,6 +22,45 @@ def screen(n=60, d=20, batches=3, seed=0):
         for _ in range(batches)
     ]
     return np.concatenate(parts), np.repeat([f"P{b}" for b in range(batches)], n)
+
+
+@pytest.fixture
+def efaar(monkeypatch: pytest.MonkeyPatch):
+    """`efaar_benchmarking.efaar`, without the library of the one method that is not called."""
+    model = types.ModuleType("scvi.model")
+    model.SCVI = None
+    monkeypatch.setitem(sys.modules, "scvi", types.ModuleType("scvi"))
+    monkeypatch.setitem(sys.modules, "scvi.model", model)
+    from efaar_benchmarking import efaar
+
+    return efaar
+
+
+def up_to_signs(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """found with each column's sign turned to the expected one's."""
+    return found * np.sign((found * expected).sum(axis=0))
+
+
+def test_centring_pca_cs_and_tvn_are_efaars(efaar):
+    features, batch = screen(n=120, d=12)
+    rng = np.random.default_rng(1)
+    controls = rng.permutation(len(features)) < 200
+    names = pd.DataFrame({"gene": np.where(controls, "none", "some"), "plate": batch})
+    given = (names, "gene", "none", "plate")
+
+    def ours(name: str) -> np.ndarray:
+        return find_alignment(name).fit(features, batch, controls).transform(features, batch)
+
+    np.testing.assert_allclose(
+        ours("centerscale_on_controls"), efaar.centerscale_on_controls(features, *given), atol=1e-8
+    )
+    components = PCA().fit(features[controls]).transform(features)
+    expected = efaar.centerscale_on_controls(components, *given)
+    np.testing.assert_allclose(up_to_signs(ours("pca_cs"), expected), expected, atol=1e-4)
+    # Its last step mixes components by a matrix whose signs turn with them: compare what does not.
+    found, expected = ours("tvn"), efaar.tvn_on_controls(features, *given)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+    np.testing.assert_allclose(up_to_signs(found, expected), expected, atol=1e-4)
 
 
 def test_combat_agrees_with_scanpy():
