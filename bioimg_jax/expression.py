@@ -141,6 +141,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     )  # fmt: skip
     scores = with_verdicts(scores, {TARGET: audits}, verdicts)
     agreement = rank_agreement(found) if len(found) > 1 and len(variants) > 1 else []
+    workdir.mkdir(parents=True, exist_ok=True)
     write_rows(workdir / "genes.csv", _gene_rows(found))
     tested = np.unique(np.concatenate([fold.test for fold in folds]))
     return {

@@ -34,6 +34,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = ("test_main", "test_evaluate", "test_train")  # files whose tests take minutes
 MOST_MAPPINGS = 20_000  # of memory, before compiled programs are forgotten
 
 
@@ -44,6 +45,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> objec
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("BIOIMG_NO_SKIP"):
         report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: one that begins last keeps a single process busy at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,8 @@ def test_real_fields_end_to_end(
         workdir,
         data__options="",
         train__steps=6,
-        evaluate__max_examples=1500,
+        evaluate__max_examples=900,
+        evaluate__untrained_seeds=1,
         evaluate__resnet18=True,
         evaluate__blocks=1,
     )

@@ -1,0 +1,207 @@
+"""Features of spots through HEST-Benchmark's protocol, from a folder to verdicts."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioimg_jax import expression
+from bioimg_jax.benchmarks.expression import OFFICIAL, make_experiment, score_expression
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.hest import read_counts, read_task
+from bioimg_jax.features.table import write_table
+from tests import tiny
+from tests.features.hest_folder import SECTIONS, HestFolder
+
+PATTERN = "^[A-Z]"
+LAYER = "block1/mean"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> HestFolder:
+    return HestFolder(tmp_path / "task")
+
+
+def features(folder: HestFolder, path: Path, *, noise: float, order: int = 0) -> Path:
+    """A csv of the counts of every spot with noise, its rows in another order for each `order`."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for section in SECTIONS:
+        for barcode, counts in zip(folder.barcodes[section], folder.counts[section], strict=True):
+            values = np.log1p(counts) + noise * rng.normal(size=4)
+            named = {f"f{k}": value for k, value in enumerate(values)}
+            rows.append({"Metadata_section": section, "Metadata_barcode": barcode, **named})
+    table = pd.DataFrame(rows).sample(frac=1.0, random_state=order)
+    table.to_csv(path, index=False)
+    return path
+
+
+def config(folder: HestFolder, tables: dict[str, tuple[str, Path]], **evaluate: Any) -> dict:
+    found = runpy.run_path(str(tiny.ROOT / "configs" / "eval_expression.py"))["get_config"]()
+    found = found.to_dict()
+    found["task"] |= {"folder": str(folder.root), "patient_pattern": PATTERN}
+    found["features"]["tables"] = {
+        name: {"kind": kind, "source": str(path), "beside": "", "metadata": {}}
+        for name, (kind, path) in tables.items()
+    }
+    found["evaluate"] |= {"floors": "chance,count", **evaluate}
+    return found
+
+
+def tables(folder: HestFolder, tmp_path: Path) -> dict[str, tuple[str, Path]]:
+    return {
+        "encoder": ("imported", features(folder, tmp_path / "encoder.csv", noise=0.05)),
+        "count": ("count", features(folder, tmp_path / "count.csv", noise=5.0, order=3)),
+    }
+
+
+def test_the_score_is_the_protocols_whatever_the_order_of_rows(
+    folder: HestFolder, tmp_path: Path
+) -> None:
+    given = config(folder, tables(folder, tmp_path))
+    results = expression.evaluate_expression(given, tmp_path / "out")
+    task = read_task(folder.root, patient_pattern=PATTERN)
+    counts = read_counts(task)
+    experiment = make_experiment(
+        counts.matrix, counts.names, task.genes, sections=task.spots["section"],
+        units=task.spots["patient"], folds=task.folds()[0],
+    )  # fmt: skip
+    held = pd.read_csv(tables(folder, tmp_path)["encoder"][1])
+    held = held.set_index(["Metadata_section", "Metadata_barcode"]).loc[
+        list(zip(task.spots["section"], task.spots["barcode"], strict=True))
+    ]
+    expected = score_expression(held.to_numpy(np.float32), experiment)
+    rows = {(r["benchmark"], r["representation"]): r for r in results["scores"]}
+    for variant, score in expected.items():
+        assert rows[variant, "encoder"]["value"] == pytest.approx(score.value, abs=1e-9)
+        assert rows[variant, "encoder"]["unit"] == ["patient"]
+    assert rows[OFFICIAL, "encoder"]["value"] > 0.9 > 0.5 > rows[OFFICIAL, "count"]["value"]
+    assert results["benchmarks"][0] == OFFICIAL and len(results["benchmarks"]) == len(expected)
+    pairs = len(expected) * (len(expected) - 1) // 2
+    assert len(results["variants"]) == pairs
+    assert {row["representations"] for row in results["variants"]} == {2}
+    assert [row["name"] for row in results["encoders"]] == ["encoder"]
+    audit = results["targets"][0]["audit"]
+    assert set(audit["per_column"]) == {"position", "total_counts"}
+    genes = pd.read_csv(tmp_path / "out" / "genes.csv")
+    mine = genes[(genes["representation"] == "encoder") & (genes["protocol"] == OFFICIAL)]
+    assert mine.set_index("gene")["pearson"].to_dict() == pytest.approx(expected[OFFICIAL].per_gene)
+
+
+def test_one_patient_held_out_is_cannot_tell(folder: HestFolder, tmp_path: Path) -> None:
+    for k in (1, 2):
+        for part in ("train", "test"):
+            folder.path(f"splits/{part}_{k}.csv").unlink()
+    results = expression.evaluate_expression(
+        config(folder, tables(folder, tmp_path)), tmp_path / "out"
+    )
+    assert {v["word"] for v in results["verdicts"]} == {"cannot tell"}
+    assert {v["n_units"] for v in results["verdicts"]} == {1}
+    row = results["scores"][0]
+    assert row["n_units"] == 1 and row["interval"] is None
+
+
+def test_the_tables_of_a_run_are_read_with_their_kinds(folder: HestFolder, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    csv = pd.read_csv(features(folder, tmp_path / "f.csv", noise=0.05))
+    obs = pd.DataFrame({"section": csv["Metadata_section"], "barcode": csv["Metadata_barcode"]})
+    values = csv[[f"f{k}" for k in range(4)]].to_numpy(np.float32)
+    rng = np.random.default_rng(0)
+    scores = []
+    for name, kind, exposure in (
+        ("mae_vit", "trained", "images"),
+        ("mae_vit_step0", "untrained", "none"),
+        ("pixels", "pixels", "none"),
+        ("metadata_section", "metadata", "none"),
+    ):
+        noise = 0.0 if kind == "trained" else 5.0
+        layer = values + noise * rng.normal(size=values.shape).astype(np.float32)
+        batches = [(np.arange(len(obs)), {LAYER: layer})]
+        path = run / "features" / f"{name}.h5ad"
+        write_table(path, obs, {LAYER: 4}, LAYER, batches, {"content_hash": "h"})
+        scores.append({"representation": name, "kind": kind, "exposure": exposure})
+    encoder = {"name": "mae_vit", "kind": "trained", "images_seen": 1}
+    (run / "results.json").write_text(json.dumps({"scores": scores, "encoders": [encoder]}))
+    given = config(folder, {}, floors="chance,pixels,twin,selected")
+    given["features"]["run"] = str(run)
+    results = expression.evaluate_expression(given, tmp_path / "out")
+    rows = {r["representation"]: r for r in results["scores"] if r["benchmark"] == OFFICIAL}
+    assert set(rows) == {"mae_vit", "mae_vit_step0", "pixels"}
+    assert rows["mae_vit"]["exposure"] == "images" and rows["mae_vit"]["pooling"] == "mean"
+    assert results["encoders"] == [encoder]
+    assert results["omitted"] == {"selected": expression.NO_VALIDATION}
+    (verdict,) = [v for v in results["verdicts"] if v["benchmark"] == OFFICIAL]
+    assert verdict["encoder"] == "mae_vit" and verdict["n_units"] == 3
+
+
+def test_the_command_writes_a_report(
+    folder: HestFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps(config(folder, tables(folder, tmp_path))))
+    written = tmp_path / "config.py"
+    written.write_text(
+        "import json, ml_collections, pathlib\n"
+        "def get_config():\n"
+        f"    text = pathlib.Path({str(settings)!r}).read_text()\n"
+        "    return ml_collections.ConfigDict(json.loads(text))\n"
+    )
+    arguments = ["expression", f"--config={written}", f"--workdir={tmp_path / 'out'}"]
+    assert expression.main(arguments) == 0
+    assert "verdict on encoder" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Agreement of the protocol" in page and "total_counts" in page
+    assert expression.main(["expression", "--help"]) == 0
+    assert expression.main(arguments[:2]) == 2
+    assert "--workdir=DIR is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": {"folder": ""}}, "task.folder: it is empty"),
+        ({"features": {"tables": {}}}, "features: neither a run nor tables"),
+        ({"features": {"run": "nowhere"}}, "nowhere has no results.json of a finished run"),
+        ({"evaluate": {"floors": "chance,stain"}}, "evaluate.floors: 'stain' is none of chance"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    folder: HestFolder, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    given = config(folder, tables(folder, tmp_path))
+    for section, values in change.items():
+        given[section] |= values
+    with pytest.raises(InputError, match=message):
+        expression.evaluate_expression(given, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.drop(columns="Metadata_barcode"), "no column 'barcode', expected the section"),
+        (lambda t: t.iloc[1:], "29 of the 30 spots"),
+        (lambda t: t.assign(Metadata_barcode="x"), "'x'"),
+        (lambda t: t.assign(f0=np.nan), "f0"),
+    ],
+)
+def test_a_table_of_other_spots_is_one_line(
+    folder: HestFolder, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    held = tables(folder, tmp_path)
+    path = held["encoder"][1]
+    spoil(pd.read_csv(path)).to_csv(path, index=False)
+    with pytest.raises(InputError, match=message):
+        expression.evaluate_expression(config(folder, held), tmp_path / "out")
+
+
+def test_kinds_that_are_none_and_names_twice_are_refused(
+    folder: HestFolder, tmp_path: Path
+) -> None:
+    held = tables(folder, tmp_path)
+    given = config(folder, held | {"odd": ("cells", held["count"][1])})
+    with pytest.raises(InputError, match=r"tables.odd.kind: 'cells', expected one of"):
+        expression.evaluate_expression(given, tmp_path / "out")
