@@ -160,7 +160,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
-    found.filters["signed"] = lambda value: f"{value:+.3f}"
+    found.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}"
     found.filters["capfirst"] = _capital
     found.filters["plain"] = _plain
     found.filters["count"] = lambda value: f"{value:,}"

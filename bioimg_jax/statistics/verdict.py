@@ -90,7 +90,8 @@ class Verdict:
 
     word: "above", "below", "same", "confounded", "saturated", "cannot tell", or "" for none.
     why: one sentence; qualified_by: assumptions and omissions that go with it.
-    gain, interval: Delta and its unadjusted 95 % interval; nearest: the floor that decides it.
+    gain, interval: Delta and its unadjusted 95 % interval, None where a limit is infinite; nearest:
+      the floor that decides it.
     normalised: {"value", "interval"}: gain / (ceiling - nearest floor), with Fieller's 95 %
       interval; None where the ceiling is unknown or not far enough away (`intervals`), or measured
       and above the floor by the same in every unit: then its error is unknown.
@@ -511,10 +512,11 @@ def _decide(case: Case, evidence: _Evidence, adjusted: _Adjusted | None) -> Verd
     if gain is not None and paired is not None and not evidence.missing:
         nearest, units = int(np.argmin(paired.mean)), len(evidence.units)
         sd = UNIT_SD if paired.constant[nearest] else _observed_sd(case, gain, units)
+        sd = sd if math.isfinite(sd) else UNIT_SD
         base = dataclasses.replace(
             base,
             gain=float(gain.value),
-            interval=(float(gain.low), float(gain.high)),
+            interval=_finite(gain),
             nearest=evidence.names[nearest],
             normalised=None if case.nuisance else _normalised(case, paired, evidence.room, nearest),
             p_above=float(gain.p_above),
@@ -561,6 +563,12 @@ def _decide(case: Case, evidence: _Evidence, adjusted: _Adjusted | None) -> Verd
             "above its floors, but not above what the metadata alone predict "
             f"(p = {adjusted.above_both:.3g})",
         )
+    if base.interval is None:
+        return verdict(
+            CANNOT_TELL,
+            "nearly all units differ from a floor by the same, so that resamples have no variance "
+            "and the gain no interval; expected units that vary, or more of them",
+        )
     units = len(evidence.units)
     more = f"its half-width is at most {case.delta:g} already"
     if base.units_needed is not None and base.units_needed > units:
@@ -583,6 +591,16 @@ def _saturated(case: Case, evidence: _Evidence, reach: float) -> str:
         f"the best floor, {evidence.best}, reaches up to {highest:.3f}; the ceiling is "
         f"{evidence.ceiling:.3f}"
     )
+
+
+def _limit(value: np.ndarray) -> float | None:
+    """None where it is infinite: of units that are nearly all alike resamples have no variance."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _finite(gain: Gain) -> tuple[float, float] | None:
+    low, high = _limit(gain.low), _limit(gain.high)
+    return None if low is None or high is None else (low, high)
 
 
 def _observed_sd(case: Case, gain: Gain, units: int) -> float:
@@ -640,8 +658,8 @@ def _per_floor(
     return {
         name: {
             "difference": float(paired.mean[i]),
-            "low": float(low[i]),
-            "high": float(high[i]),
+            "low": _limit(low[i]),
+            "high": _limit(high[i]),
             "p_above": float(p[i]),
             "sign_flip_p": sign_flip_p(paired.differences[i]),
         }

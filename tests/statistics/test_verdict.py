@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -483,6 +484,17 @@ def test_units_needed_is_the_smallest_number_however_large(sd: float) -> None:
     g = units_needed(sd, 0.03)
     half = [stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n) for n in (g - 1, g)]
     assert half[0] > 0.03 >= half[1]
+
+
+def test_units_that_are_nearly_all_alike_have_a_verdict_that_json_takes() -> None:
+    units = [f"c{i:02d}" for i in range(24)]
+    encoder = dict.fromkeys(units, 1.0) | {"c07": 0.6690382619316148}
+    case = Case("activity", "encoder", [encoder], {"chance": dict.fromkeys(units, 0.0)})
+    (found,) = judge([case])
+    assert found.word in ("above", "cannot tell")
+    assert found.interval is None and found.units_needed == units_needed(0.06, found.delta)
+    row = json.loads(json.dumps(found.to_row(), allow_nan=False))
+    assert None in (row["floors"]["chance"]["low"], row["floors"]["chance"]["high"])
 
 
 def test_without_an_observed_sd_the_units_needed_are_those_of_the_usual_one() -> None:
