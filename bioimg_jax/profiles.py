@@ -21,16 +21,26 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax import command_line
-from bioimg_jax.benchmarks.beyond import PERMUTATION, beyond, confounds
+from bioimg_jax.benchmarks.beyond import COLUMNS, PERMUTATION, Confound, beyond
 from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, cases, floor_ids
 from bioimg_jax.benchmarks.nuisance import nuisance_rows
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols, of_metadata
+from bioimg_jax.benchmarks.protocols import (
+    ARM,
+    BATCH,
+    CLASS,
+    COMPOUND,
+    GENE,
+    PLATE,
+    Protocol,
+    find_protocols,
+    of_metadata,
+)
 from bioimg_jax.benchmarks.retrieval import Activity
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.benchmarks.screening import POSITIVE, Screening, screening, summaries
-from bioimg_jax.data.splits import unit_names
+from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.aligned import CONTROL, AlignedTable, align
+from bioimg_jax.features.aligned import CONTROL, WELL, AlignedTable, align
 from bioimg_jax.features.alignment import Alignment, find_alignment
 from bioimg_jax.features.imported import Join, import_table
 from bioimg_jax.features.table import FeatureTable
@@ -46,9 +56,26 @@ HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
 --workdir=DIR       where tables, results.json and report.html are kept"""
 NO_IMAGES = "there are no images behind a file of features"
-CONDITIONAL = ("method", "value", "lower", "upper", "observed", "alone", "p", "n", "n_retained")
+NAMES = (PLATE, BATCH, WELL, COMPOUND, CLASS, GENE, ARM)  # columns that are never numbers
 KINDS = (*ENCODERS, "count", "pixels", "layout", "texture")
 Config = Mapping[str, Any]
+# Keys of the config and their types.
+SETTINGS: dict[str, type] = {
+    "alignments": str, "align_by": str, "benchmarks": str, "pair_lists": str, "activities": str,
+    "floors": str, "audit": str, "average": str, "permutations": int, "beyond": str,
+    "beyond_permutations": int, "nuisance": bool, "screening": bool, "delta": float,
+}  # fmt: skip
+SOURCES: dict[str, type] = {
+    "tables": dict, "beside": str, "metadata": dict, "extract": dict, "joins": dict,
+    "unique": str, "control": dict, "positive": dict,
+}  # fmt: skip
+PARTS: dict[str, dict[str, type]] = {
+    "tables": {"kind": str, "source": str, "only": str, "ignore": str},
+    "joins": {"path": str, "on": dict, "columns": dict, "unmatched": str},
+    "extract": {"column": str, "pattern": str},
+    "control": {"column": str, "values": str},
+    "positive": {"column": str, "values": str},
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,6 +111,7 @@ def _run(arguments: Sequence[str]) -> None:
 def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     """Every protocol on every table of features, after every alignment; what results.json holds."""
     settings, sources, seed = config["evaluate"], config["profiles"], config["seed"]
+    _check_types(config)
     alignments = _alignments(settings["alignments"])
     tables = _read_tables(sources, workdir)
     kinds = {name: sources["tables"][name]["kind"] for name in tables}
@@ -92,6 +120,7 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     obs = first.obs
     floors, omitted = _floors(settings["floors"], tables, sources)
     protocols, audits, not_run = _protocols(settings, first, seed)
+    _check_beyond(settings["beyond"], tables, kinds)
     scores: list[Score] = []
     nuisance: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
@@ -103,7 +132,13 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
             primary.setdefault(name, aligned)
             facts[words][name] = aligned.facts
             for protocol in protocols:
-                score = protocol.score(aligned, representation=name, kind=kinds[name], seed=seed)
+                try:
+                    score = protocol.score(
+                        aligned, representation=name, kind=kinds[name], seed=seed
+                    )
+                except InputError as error:  # too few controls to hold any out, say
+                    not_run[f"{protocol.name} of {name}, {words}"] = str(error)
+                    continue
                 scores.append(dataclasses.replace(score, benchmark=words))
             if settings["nuisance"] and name in encoders:
                 rows, absent = nuisance_rows(aligned, *_numbers_and_ids(tables, kinds, sources))
@@ -114,6 +149,8 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
             left = int((time.monotonic() - began) / done * (todo - done))
             print(f"{name}, {words} ({done}/{todo}) {left // 60}:{left % 60:02d} left",
                   file=sys.stderr)  # fmt: skip
+    if not scores:
+        raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
     conditional = _conditional(protocols, primary, tables, encoders, settings, seed)
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
@@ -153,6 +190,30 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     }
 
 
+def _check_types(config: Config) -> None:
+    """`InputError` for a key of a copied config that is not there, or of another type."""
+    places: list[tuple[str, Config, dict[str, type]]] = [
+        ("evaluate", config["evaluate"], SETTINGS),
+        ("profiles", config["profiles"], SOURCES),
+    ]
+    for section, kinds in PARTS.items():
+        many = section.endswith("s") or section == "extract"
+        held = config["profiles"].get(section, {})
+        held = held if many else {"": held}
+        places += [(f"profiles.{section}{'.' * many}{k}", v, kinds) for k, v in held.items()]
+    for place, held, kinds in places:
+        for key, kind in kinds.items():
+            if key not in held:
+                raise InputError(f"{place}: no key {key!r}, expected {', '.join(kinds)}")
+            value = held[key]
+            fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise InputError(f"{place}.{key}: {value!r}, expected {kind.__name__}")
+    for key in ("permutations", "beyond_permutations"):
+        if config["evaluate"][key] < 1:
+            raise InputError(f"evaluate.{key}: {config['evaluate'][key]}, expected 1 or more")
+
+
 def _protocols(
     settings: Config, table: FeatureTable, seed: int
 ) -> tuple[list[Protocol], dict[str, dict[str, Any]], dict[str, str]]:
@@ -160,6 +221,14 @@ def _protocols(
     protocols, not_run = find_protocols(
         settings["benchmarks"], list(table.obs.columns), settings, seed=seed
     )
+    asked = command_line.names(settings["audit"])
+    absent = [column for column in asked if column not in table.obs]
+    if asked and len(absent) == len(asked):
+        raise InputError(
+            f"evaluate.audit: the metadata have no column {', '.join(absent)}, expected some of "
+            f"{', '.join(table.obs.columns)}, or none for no audit"
+        )
+    not_run |= {f"audit of {c}": f"the metadata have no column {c}" for c in absent}
     audits: dict[str, dict[str, Any]] = {}
     for protocol in protocols:
         try:
@@ -188,6 +257,24 @@ def _numbers_and_ids(
     return numbers, unit_names(first.obs, named_by).tolist() if named_by else rows
 
 
+def _check_beyond(text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[str, str]) -> None:
+    """`InputError` before anything is scored for a confound that there is not."""
+    obs = next(iter(tables.values())).obs
+    for name in command_line.names(text):
+        if name in tables and kinds[name] not in ENCODERS:
+            width = tables[name].widths[tables[name].default]
+            if width != 1:
+                raise InputError(
+                    f"evaluate.beyond: {name!r} has {width} features, expected one: strata are "
+                    "bins of one number"
+                )
+        elif name not in obs:
+            raise InputError(
+                f"evaluate.beyond: {name!r} is no floor of the config and no column of the "
+                f"metadata, which has {', '.join(obs.columns)}"
+            )
+
+
 def _conditional(
     protocols: Sequence[Protocol],
     aligned: Mapping[str, AlignedTable],
@@ -207,7 +294,12 @@ def _conditional(
     }
     first = next(iter(aligned.values()))
     found: list[dict[str, Any]] = []
-    for confound in confounds(command_line.names(settings["beyond"]), first, floors):
+    for asked in command_line.names(settings["beyond"]):
+        confound = (
+            Confound.of_floor(asked, *floors[asked])
+            if asked in floors
+            else Confound.of_column(first, asked)
+        )
         for protocol in protocols:
             own = [confound.name] if confound.name in floors else []
             for name in (*encoders, *own):
@@ -218,12 +310,13 @@ def _conditional(
                         permutations=settings["beyond_permutations"], seed=seed,
                     )  # fmt: skip
                 except InputError as error:
-                    found.append({**about, **dict.fromkeys(CONDITIONAL), "refused": str(error)})
+                    blank = {"method": None, **dict.fromkeys(COLUMNS)}
+                    found.append({**about, **blank, "refused": str(error)})
                     continue
                 # Beside itself a confound adds nothing: what is left of it shows how coarse strata
                 # are.
                 found += [
-                    {**about, **row, "refused": ""}
+                    {**about, **row}
                     for row in rows
                     if name in encoders or row["method"] == PERMUTATION
                 ]
@@ -291,7 +384,10 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
             about["source"], path, only=about["only"],
             ignore=command_line.names(about["ignore"]), **shared,
         )  # fmt: skip
-        obs = _with_flag(table.obs, CONTROL, sources["control"], "control")
+        # Numbers may well be names here: plates 1, 2 and 3 have no mean.
+        text = {c: table.obs[c].astype(str).where(has_value(table.obs[c]))
+                for c in NAMES if c in table.obs}  # fmt: skip
+        obs = _with_flag(table.obs.assign(**text), CONTROL, sources["control"], "control")
         obs = _with_flag(obs, POSITIVE, sources["positive"], "positive")
         found[name] = dataclasses.replace(table, obs=obs)
     if not found:
@@ -307,19 +403,39 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
 
 
 def _with_flag(obs: pd.DataFrame, flag: str, about: Config, key: str) -> pd.DataFrame:
-    """The metadata with a column of true and false, where the config says which wells are it."""
+    """The metadata with a column of true and false, where the config says which wells are it.
+
+    Without a column in the config one of this name in the metadata is it, where it is there.
+    """
     if not about["column"]:
-        return obs
+        return obs.assign(**{flag: _flags(obs[flag], flag)}) if flag in obs else obs
     if about["column"] not in obs:
         raise InputError(
             f"profiles.{key}.column: {about['column']!r} is no column of the metadata, which "
             f"has {', '.join(obs.columns)}"
+        )
+    if flag in obs and about["column"] != flag:
+        raise InputError(
+            f"profiles.{key}: the metadata have a column {flag!r} of their own, expected another "
+            "name for it, or that column here"
         )
     values = command_line.names(about["values"])
     held = obs[about["column"]].astype(str).isin(values).to_numpy()
     if not held.any():
         raise InputError(f"profiles.{key}: no well has {about['column']!r} {' or '.join(values)}")
     return obs.assign(**{flag: held})
+
+
+def _flags(column: pd.Series, name: str) -> np.ndarray:
+    """bool [n] of true and false as a file may write them."""
+    words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    found = column.astype(str).str.lower().map(words)
+    if found.isna().any():
+        row = int(np.argmax(found.isna().to_numpy()))
+        raise InputError(
+            f"column {name!r} of row {row} is {column.iloc[row]!r}, expected true or false"
+        )
+    return found.to_numpy(bool)
 
 
 def _floors(
@@ -344,6 +460,8 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
     Raises `InputError` where wells and labels are none that the protocol can score.
     """
     columns = [c for c in command_line.names(settings["audit"]) if c in table.obs]
+    if columns and protocol.target.column == GENE and ARM in table.obs and ARM not in columns:
+        columns.append(ARM)
     found: dict[str, Score] = {}
     for chosen in [*([c] for c in columns), *([columns] if len(columns) > 1 else [])]:
         name = JOINT.join(chosen)
@@ -366,21 +484,27 @@ def _judged(
     omitted: Mapping[str, str],
     settings: Config,
 ) -> tuple[list[Score], list[Verdict]]:
-    """Verdicts of all protocols and alignments, one family; and the scores with their words."""
+    """Verdicts, and the scores with their words.
+
+    The protocols after one alignment are a family of tests: the primary alignment's are not made
+    to pay for others that were tried beside it.
+    """
     targets = [
         {"name": protocol.name, "nuisance": False, "audit": audits[protocol.name]}
         for protocol in protocols
     ]
-    verdicts = judge(
-        cases(
-            scores,
-            targets,
-            floors,
-            omitted=omitted,
-            delta=settings["delta"],
-            overlap={protocol.name: 0.0 for protocol in protocols},
+    verdicts: list[Verdict] = []
+    for words in dict.fromkeys(score.benchmark for score in scores):
+        verdicts += judge(
+            cases(
+                [score for score in scores if score.benchmark == words],
+                targets,
+                floors,
+                omitted=omitted,
+                delta=settings["delta"],
+                overlap={protocol.name: 0.0 for protocol in protocols},
+            )
         )
-    )
     return with_verdicts(scores, audits, verdicts), verdicts
 
 

@@ -74,7 +74,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "pair_lists": "",
                 "activities": "",  # a file of compounds, genes and the concentration they act at
                 "floors": "chance,count,intensity",
-                "audit": "batch,plate,well",  # columns that may give the answer away
+                # Columns that may give the answer away; of genes the arm is one, where it is there.
+                "audit": "batch,plate,well",
                 "average": "mean",  # of the wells of a treatment, or median
                 "permutations": 1_000,  # of labels, for the share of active treatments
                 "beyond": "count,batch",  # tables of one column, or columns: conditional scores

@@ -75,12 +75,13 @@ def test_the_score_is_the_protocols_whatever_the_order_of_rows(
         list(zip(task.spots["section"], task.spots["barcode"], strict=True))
     ]
     expected = score_expression(held.to_numpy(np.float32), experiment)
-    rows = {(r["benchmark"], r["representation"]): r for r in results["scores"]}
+    rows = {(r["target"], r["representation"]): r for r in results["scores"]}
     for variant, score in expected.items():
         assert rows[variant, "encoder"]["value"] == pytest.approx(score.value, abs=1e-9)
         assert rows[variant, "encoder"]["unit"] == ["patient"]
     assert rows[OFFICIAL, "encoder"]["value"] > 0.9 > 0.5 > rows[OFFICIAL, "count"]["value"]
-    assert results["benchmarks"][0] == OFFICIAL and len(results["benchmarks"]) == len(expected)
+    assert [target["name"] for target in results["targets"]] == list(expected)
+    assert next(iter(expected)) == OFFICIAL and results["benchmarks"] == ["expression"]
     pairs = len(expected) * (len(expected) - 1) // 2
     assert len(results["variants"]) == pairs
     assert {row["representations"] for row in results["variants"]} == {2}
@@ -129,12 +130,12 @@ def test_the_tables_of_a_run_are_read_with_their_kinds(folder: HestFolder, tmp_p
     given = config(folder, {}, floors="chance,pixels,twin,selected")
     given["features"]["run"] = str(run)
     results = expression.evaluate_expression(given, tmp_path / "out")
-    rows = {r["representation"]: r for r in results["scores"] if r["benchmark"] == OFFICIAL}
+    rows = {r["representation"]: r for r in results["scores"] if r["target"] == OFFICIAL}
     assert set(rows) == {"mae_vit", "mae_vit_step0", "pixels"}
     assert rows["mae_vit"]["exposure"] == "images" and rows["mae_vit"]["pooling"] == "mean"
     assert results["encoders"] == [encoder]
     assert results["omitted"] == {"selected": expression.NO_VALIDATION}
-    (verdict,) = [v for v in results["verdicts"] if v["benchmark"] == OFFICIAL]
+    (verdict,) = [v for v in results["verdicts"] if v["target"] == OFFICIAL]
     assert verdict["encoder"] == "mae_vit" and verdict["n_units"] == 3
 
 

@@ -186,7 +186,24 @@ def test_what_stands_beside_the_scores_is_in_results_report_and_files(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evaluate": {"beyond": "cells"}}, "evaluate.beyond: 'cells' is no table"),
+        ({"evaluate": {"beyond": "cells"}}, "evaluate.beyond: 'cells' is no floor"),
+        ({"evaluate": {"beyond": "encoder"}}, "evaluate.beyond: 'encoder' is no floor"),
+        ({"evaluate": {"audit": "plte,wel"}}, "evaluate.audit: the metadata have no column plte"),
+        ({"evaluate": {"permutations": "many"}}, "evaluate.permutations: 'many', expected int"),
+        ({"evaluate": {"permutations": -1}}, "evaluate.permutations: -1, expected 1 or more"),
+        ({"evaluate": {"delta": "x"}}, "evaluate.delta: 'x', expected float"),
+        ({"evaluate": {"nuisance": 1}}, "evaluate.nuisance: 1, expected bool"),
+        (
+            {"profiles": {"extract": {"week": {"column": "plate"}}}},
+            "extract.week: no key 'pattern'",
+        ),
+        (
+            {
+                "profiles": {"control": {"column": "", "values": ""}},
+                "evaluate": {"benchmarks": "activity"},
+            },
+            "no column control",
+        ),
         ({"evaluate": {"benchmarks": "relationships"}}, "none of them can be run .relationships: "),
         ({"profiles": {"positive": {"column": "moa", "values": "x"}}}, "positive: no well has"),
         ({"evaluate": {"pair_lists": "none.csv", "benchmarks": "relationships"}}, "none.csv: "),
@@ -208,6 +225,68 @@ def test_a_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], message: 
         settings[section] |= values
     with pytest.raises(InputError, match=message):
         profiles.evaluate_profiles(settings, tmp_path / "out")
+
+
+def test_a_control_column_of_true_and_false_is_read_as_such(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    wells["Metadata_control"] = wells["Metadata_compound"] == "DMSO"
+    wells.to_csv(path, index=False)
+    settings = config(path, benchmarks="nsc,activity", alignments="none")
+    with pytest.raises(InputError, match="have a column 'control' of their own"):
+        profiles.evaluate_profiles(settings, tmp_path / "out")
+    settings["profiles"]["control"]["column"] = ""
+    results = profiles.evaluate_profiles(settings, tmp_path / "out")
+    assert of(results, "activity", "none", "encoder")["settings"]["n_treatments"] == COMPOUNDS
+    wells["Metadata_control"] = "perhaps"
+    wells.to_csv(path, index=False)
+    with pytest.raises(InputError, match="column 'control' of row 0 is 'perhaps', expected true"):
+        profiles.evaluate_profiles(settings, tmp_path / "out")
+
+
+def test_what_one_protocol_cannot_score_does_not_lose_the_others(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    number = wells.groupby(["Metadata_plate", "Metadata_compound"]).cumcount()
+    wells = wells[(wells["Metadata_compound"] != "DMSO") | (number < 3)]
+    wells.to_csv(path, index=False)
+    results = profiles.evaluate_profiles(
+        config(path, alignments="centerscale_on_controls", benchmarks="nsc,activity"),
+        tmp_path / "out",
+    )
+    assert of(results, "nsc", "centerscale_on_controls", "encoder")["value"] > 0.5
+    found = [name for name in results["not_run"] if name.startswith("activity of encoder")]
+    assert found and "too few control wells" in results["not_run"][found[0]]
+
+
+def test_a_count_that_sets_treatments_apart_is_a_floor_of_activity(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=0.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    rng = np.random.default_rng(0)
+    acts = wells["Metadata_compound"] != "DMSO"
+    wells["Count"] = np.where(acts, 50.0, 100.0) + rng.normal(0, 1, len(wells))
+    for i in range(12):  # features that are the count, bent
+        wells[f"f{i}"] = np.tanh((wells["Count"] - 75) / 30) + 0.01 * i
+    wells.to_csv(path, index=False)
+    results = profiles.evaluate_profiles(
+        config(path, alignments="none", benchmarks="activity"), tmp_path / "out"
+    )
+    assert of(results, "activity", "none", "count")["value"] > 0.5
+    (verdict,) = results["verdicts"]
+    assert verdict["word"] != "above"
+
+
+def test_plates_that_are_numbers_are_names(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=1.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    wells["Metadata_plate"] = wells["Metadata_plate"].str[1:].astype(int)
+    wells["Metadata_batch"] = wells["Metadata_plate"]
+    wells.to_csv(path, index=False)
+    results = profiles.evaluate_profiles(
+        config(path, alignments="none", benchmarks="nsc", nuisance=True), tmp_path / "out"
+    )
+    shares = {r["column"]: r for r in results["nuisance"] if r["metric"] == "explained variance"}
+    assert shares["plate"]["value"] > 0.2 and shares["plate"]["chance"] == pytest.approx(3 / 95)
 
 
 def test_a_kind_that_is_none_and_tables_of_other_wells_are_refused(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ last are):
 1. conditional permutation: profiles stay, and what the protocol is told of them (classes, names of
    genes, which wells are treated) is permuted inside strata of the confound and scored again.
 2. added value: the protocol on profiles of floor and encoder together, less on those of the floor,
-   paired by unit. Each side is standardised and has the same weight. Nothing is fitted, so that a
-   floor which says all there is may lose by company: only a gain means something.
+   paired by unit. Each side is standardised and has the same weight, and a floor of one number is
+   spread over waves of several lengths, so that near counts are alike and far ones are not: an
+   encoder that only bends the count adds nothing to it. Nothing is fitted, so that a floor which
+   says all there is may lose by company: a loss means nothing.
 3. linear residualisation: descriptive, what is not linear in the confound stays.
 
 All are of the rows that `find_overlap` leaves; where none are left the reason is all there is.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,8 @@ PERMUTATION, ADDED, RESIDUALISED = (
     "added value",
     "linear residualisation",
 )
+COLUMNS = ("value", "lower", "upper", "observed", "alone", "p", "n", "n_retained")
+WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # half turns over all ranks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,11 +69,6 @@ class Confound:
     @classmethod
     def of_floor(cls, name: str, raw: np.ndarray, aligned: AlignedTable) -> "Confound":
         """A floor of one feature: raw [n, 1], and aligned as the encoders are."""
-        if raw.shape[1] != 1:
-            raise InputError(
-                f"evaluate.beyond: {name!r} has {raw.shape[1]} features, expected one: strata are "
-                "bins of one number"
-            )
         values = pd.Series(raw[:, 0].astype(np.float64), aligned.obs.index)
         return cls(name, values, True, aligned)
 
@@ -89,7 +88,7 @@ def beyond(
     permutations: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Rows of "method", "value", "lower", "upper", "observed", "alone", "p", "n", "n_retained".
+    """Rows of "method", `COLUMNS` and "refused", why a method has none of them, else "".
 
     value: beyond the confound; of the residualised the score itself. observed: the score on the
     retained rows. alone: the mean under permutations, or the score of the floor. Of an alignment in
@@ -97,18 +96,26 @@ def beyond(
     2020).
 
     Raises:
-      InputError: labels and confound do not overlap, or the protocol cannot score what is left.
+      InputError: labels and confound do not overlap.
     """
     protocol = _with(protocol, permutations=0)  # its own p-values are of something else
-    found = [
-        [
-            _permuted(protocol, part, overlap, permutations, seed),
-            _added(protocol, part, floor, overlap),
-            _residualised(protocol, part, confound.columns[part.asked], overlap),
-        ]
-        for part, floor, overlap in _parts(protocol, table, confound)
-    ]
-    return [_mean(rows) for rows in zip(*found, strict=True)]
+    parts = list(_parts(protocol, table, confound))
+    methods: dict[str, Callable[[_Part, np.ndarray, Overlap], dict[str, Any]]] = {
+        PERMUTATION: lambda part, _, overlap: _permuted(
+            protocol, part, overlap, permutations, seed
+        ),
+        ADDED: lambda part, floor, overlap: _added(protocol, part, floor, overlap),
+        RESIDUALISED: lambda part, _, overlap: _residualised(
+            protocol, part, confound.columns[part.asked], overlap
+        ),
+    }
+    found = []
+    for name, method in methods.items():
+        try:
+            found.append(_mean([method(*part) for part in parts]) | {"refused": ""})
+        except InputError as error:
+            found.append({"method": name, **dict.fromkeys(COLUMNS), "refused": str(error)})
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,7 +139,10 @@ class _Part:
         obs = table.obs
         if CONTROL in protocol.needs:
             asked = np.union1d(asked, np.flatnonzero(negatives))
-            obs = obs.assign(**{CONTROL: negatives})
+            # Controls are one label, whatever their compound and dose, which may be empty.
+            others = [column for column in protocol.permuted if column != CONTROL]
+            named = {c: obs[c].astype(object).where(~negatives, CONTROL) for c in others}
+            obs = obs.assign(**named, **{CONTROL: negatives})
         return cls(features[asked], obs.iloc[asked].reset_index(drop=True), asked, table)
 
     def overlap(self, protocol: Protocol, confound: Confound) -> Overlap:
@@ -142,12 +152,12 @@ class _Part:
         blocks = rows
         if protocol.blocks:
             blocks = np.where(known, unit_names(self.obs, protocol.blocks), rows)
-        strata = self.obs[list(protocol.within)].reset_index(drop=True)
         held = confound.values.iloc[self.asked].reset_index(drop=True)
         return find_overlap(
             labels,
-            strata.assign(**{confound.name: held}),
+            held.to_frame(confound.name),
             blocks,
+            within=self.obs[list(protocol.within)] if protocol.within else None,
             numbers=(confound.name,) if confound.is_number else (),
             once=protocol.once,
         )
@@ -209,26 +219,32 @@ def _permuted(
 
 
 def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap) -> dict[str, Any]:
-    both = np.hstack([_standardised(floor), _standardised(part.features)])
+    floor = _standardised(_waves(floor) if floor.shape[1] == 1 else floor)
+    both = np.hstack([floor, _standardised(part.features)])
     joint, alone = (
-        part.score(protocol, overlap, overlap.labels, of).per_unit
-        for of in (both, _standardised(floor))
+        part.score(protocol, overlap, overlap.labels, of).per_unit for of in (both, floor)
     )
-    gain = np.array([joint[unit] - alone[unit] for unit in joint if unit in alone])
+    units = [unit for unit in joint if unit in alone]
+    if not units:
+        raise InputError("the floor and both together have no unit in common")
+    gain = np.array([joint[unit] - alone[unit] for unit in units])
     p = None
     if len(gain) >= MIN_UNITS:
         paired = Paired.of(gain, resamples=n_resamples(1, 1))
         p = None if bool(paired.constant) else float(paired.p_greater())
-    means = {"observed": float(np.mean(list(joint.values()))),
-             "alone": float(np.mean(list(alone.values())))}  # fmt: skip
+    means = {side: float(np.mean([of[unit] for unit in units]))
+             for side, of in (("observed", joint), ("alone", alone))}  # fmt: skip
     return _row(ADDED, float(gain.mean()), t_interval(gain), overlap, **means, p=p)
 
 
 def _residualised(
     protocol: Protocol, part: _Part, confound: np.ndarray, overlap: Overlap
 ) -> dict[str, Any]:
-    left = residualised(part.features, confound, overlap.rows)
-    score = part.score(protocol, overlap, overlap.labels, left.features.astype(np.float32))
+    rows = overlap.rows  # the others may lack a value
+    left = residualised(part.features[rows], confound[rows], np.arange(len(rows)))
+    features = part.features.astype(np.float32)
+    features[rows] = left.features
+    score = part.score(protocol, overlap, overlap.labels, features)
     method = f"{RESIDUALISED} ({DESCRIPTIVE})"
     about = {"observed": None, "alone": None, "p": None}
     return _row(method, score.value, score.interval, overlap, **about)
@@ -242,7 +258,7 @@ def _row(
             "n": overlap.n, "n_retained": len(overlap.rows)}  # fmt: skip
 
 
-def _mean(rows: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of those of the parts."""
     found = dict(rows[0])
     for key in ("value", "lower", "upper", "observed", "alone", "p"):
@@ -251,6 +267,16 @@ def _mean(rows: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     if len(rows) > 1 and found["p"] is not None:
         found["p"] = min(1.0, 2 * found["p"])
     return found
+
+
+def _waves(column: np.ndarray) -> np.ndarray:
+    """A number [n, 1] as cosines and sines of its rank, float64 [n, 2 len(WAVES)].
+
+    Their products fall with the distance of two ranks, as those of a narrow kernel do.
+    """
+    rank = pd.Series(column[:, 0]).rank(pct=True).to_numpy()[:, None]
+    angle = np.pi * rank * np.array(WAVES)
+    return np.hstack([np.cos(angle), np.sin(angle)])
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
@@ -268,23 +294,3 @@ def _with(protocol: Protocol, **changes: Any) -> Protocol:
     made: Any = protocol.benchmark
     known = {key: value for key, value in changes.items() if hasattr(made, key)}
     return dataclasses.replace(protocol, benchmark=dataclasses.replace(made, **known))
-
-
-def confounds(
-    asked: list[str],
-    first: AlignedTable,
-    floors: Mapping[str, tuple[np.ndarray, AlignedTable]],
-) -> list[Confound]:
-    """Those of the names: a floor (its raw features and aligned), or a column of the metadata."""
-    found = []
-    for name in asked:
-        if name in floors:
-            found.append(Confound.of_floor(name, *floors[name]))
-        elif name in first.obs:
-            found.append(Confound.of_column(first, name))
-        else:
-            raise InputError(
-                f"evaluate.beyond: {name!r} is no table of the config and no column of the "
-                f"metadata, which has {', '.join(first.obs.columns)}"
-            )
-    return found

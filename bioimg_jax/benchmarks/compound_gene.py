@@ -33,7 +33,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import controls_of
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.probes.average_precision import chance, expected_precision
-from bioimg_jax.statistics.neighbours import unit_rows
+from bioimg_jax.statistics.neighbours import unit_rows, with_angles
 from bioimg_jax.statistics.subsets import drawn_subsets
 
 METRIC = "average_precision"
@@ -292,7 +292,7 @@ class CompoundGene:
         found = []
         for layer in table.widths:
             ranked = compound_gene(
-                table.layer(layer)[rows], name, kind, dose, self.known,
+                with_angles(table.layer(layer)[rows]), name, kind, dose, self.known,
                 seeds=self.seeds, seed=self.seed,
             )  # fmt: skip
             left_out = ("no_profile", "no_positive", "few_negatives", "genes_missing")

@@ -29,7 +29,6 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES, permute_labels
-from bioimg_jax.benchmarks.knn import NARROW
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
@@ -37,7 +36,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.probes.knn import TIE
 from bioimg_jax.statistics.intervals import t_interval
-from bioimg_jax.statistics.neighbours import unit_rows
+from bioimg_jax.statistics.neighbours import NARROW, unit_rows, with_angles
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 NSC, DEEPPROFILER, UNIDINO = RULES = ("nsc", "deepprofiler", "unidino")
@@ -313,9 +312,7 @@ class Moa:
         found = []
         for layer, width in table.widths.items():
             profiles = treatments.profiles(table.layer(layer), self.average)
-            if width < NARROW:
-                size = np.sqrt(np.square(profiles).mean())
-                profiles = np.pad(profiles, ((0, 0), (0, 1)), constant_values=size)
+            profiles = with_angles(profiles)
             matches = match(profiles, treatments, self.rule, jackknife=self.jackknife)
             units = [treatments.compound_names[unit] for unit in matches.units]
             values, fixed = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bioimg_jax.benchmarks.batch import HELD_OUT, nuisance_scores
+from bioimg_jax.benchmarks.batch import HELD_OUT, NUMBERS, nuisance_scores
 from bioimg_jax.benchmarks.protocols import BATCH, CLASS, COMPOUND, PLATE
 from bioimg_jax.data.splits import has_value
 from bioimg_jax.errors import InputError
@@ -39,13 +39,13 @@ def nuisance_rows(
     obs = table.obs.assign(**numbers)
     scores, absent = nuisance_scores(
         table.features, obs, held_out={**HELD_OUT, **dict.fromkeys(numbers, (PLATE,))},
-        numbers=tuple(numbers),
+        numbers=(*NUMBERS, *numbers),
     )  # fmt: skip
     rows = [
         _row(s.column, f"probe, {s.metric}", s.value, s.chance, s.interval, s.n) for s in scores
     ]
     missing = {f"probe of {column}": why for column, why in absent.items()}
-    for column in (PLATE, BATCH, *numbers):
+    for column in dict.fromkeys((PLATE, BATCH, *NUMBERS, *numbers)):
         if column not in obs:
             continue
         try:

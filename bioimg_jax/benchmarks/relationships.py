@@ -42,7 +42,7 @@ from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
-from bioimg_jax.statistics.neighbours import unit_rows
+from bioimg_jax.statistics.neighbours import unit_rows, with_angles
 
 METRIC = "recall"
 PERCENTILES = (0.05, 0.95)
@@ -301,7 +301,7 @@ class Relationships:
         found = []
         for layer in table.widths:
             (recall,) = known_relationships(
-                table.layer(layer)[rows], genes, [self.pairs],
+                with_angles(table.layer(layer)[rows]), genes, [self.pairs],
                 permutations=self.permutations, seed=self.seed, arms=arms,
             )  # fmt: skip
             if not recall.per_unit:

@@ -7,6 +7,12 @@ Both rank by cosine and score by average precision (`probes/average_precision.py
 part above chance is taken: (AP - E[AP]) / (1 - E[AP]), 0 by chance and 1 at best, so that groups of
 different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
 
+* **Chance.** Of consistency the exact expectation over random rankings. Of activity what its own
+  labels score when they are permuted among the treatment's wells and the controls of their plates:
+  wells of one plate share what aligning it got wrong, so that negatives of the own plate are nearer
+  than replicates on others, and without an effect the average precision lies below that of random
+  rankings (32 features, 8 controls a plate: -0.4 on the scale where chance is 0).
+* **One column**, as some floors have, gets a constant one: `neighbours.with_angles`.
 * **Controls.** An alignment and the negatives never share controls: `AlignedTable.parts`. A value
   is the mean over the parts.
 * **Units.** The compound. For activity a compound's value is its own, whatever other compounds do;
@@ -37,6 +43,7 @@ from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.probes.average_precision import average_precision
 from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.statistics.map_null import permutation_p
+from bioimg_jax.statistics.neighbours import with_angles
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
@@ -50,7 +57,8 @@ class Activity:
 
     treatment: columns whose joint value is one. plate: replicates are ranked among the controls of
     their own plate, and labels are permuted inside it; without it among all controls.
-    permutations: 0 for no p-values, and then no treatment is tested.
+    permutations: 0 for no p-values, and then no treatment is tested, and chance is that of random
+    rankings.
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
@@ -122,6 +130,7 @@ class Activity:
                     "n_tested": int(tested.sum()),
                     "n_active": n_active,
                     "n_single_replicate": len(set(names)) - len(mean),
+                    "chance_by": "permuted labels" if self.permutations else "random rankings",
                 },
             )
         ]
@@ -139,7 +148,8 @@ class Activity:
         pairs[GROUP] = pd.Series(names).where(treated)
         pairs[TREATED] = treated.astype(str)
         rules = PairRules(pos_sameby=(GROUP,), neg_sameby=self.plate, neg_diffby=(TREATED,))
-        scored = average_precision(features[rows], pairs, rules, queries=treated)
+        wide = with_angles(features[rows])
+        scored = average_precision(wide, pairs, rules, queries=treated)
         of_query = pd.DataFrame(
             {GROUP: names[scored.queries], METRIC: scored.normalised, "map": scored.values}
         )
@@ -147,10 +157,15 @@ class Activity:
         if not self.permutations:
             return found.assign(p=np.nan)
         test = permutation_p(
-            features[rows], pairs, GROUP, controls=~treated, within=self.plate,
+            wide, pairs, GROUP, controls=~treated, within=self.plate,
             neg_sameby=self.plate, permutations=self.permutations, seed=self.seed,
         )  # fmt: skip
-        return found.assign(p=pd.Series(test.p, index=test.groups).reindex(found.index))
+        p, null = (pd.Series(of, index=test.groups) for of in (test.p, test.null))
+        null = null.reindex(found.index)
+        above = (found["map"] - null) / (1.0 - null)
+        return found.assign(
+            **{METRIC: above.where(null.notna(), found[METRIC])}, p=p.reindex(found.index)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +214,7 @@ class Consistency:
         units = np.unique(treatments.compounds[asked]) if self.jackknife else np.array([], int)
         found = []
         for layer in table.widths:
-            profiles = treatments.profiles(table.layer(layer), self.average)
+            profiles = with_angles(treatments.profiles(table.layer(layer), self.average))
             value, mean_ap = _consistency(profiles, treatments, np.ones(len(profiles), bool))
             without = [
                 _consistency(profiles, treatments, treatments.compounds != unit)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bioimg_jax.benchmarks.dose_response import dose_responses
+from bioimg_jax.benchmarks.dose_response import DoseResponse, dose_responses
 from bioimg_jax.benchmarks.hits import HitList, hit_list, hit_overlap
 from bioimg_jax.benchmarks.phenotype import TreatmentStrength, strength_test, well_strengths
 from bioimg_jax.benchmarks.plate_layout import PlateLayout, plate_layout, well_positions
@@ -98,14 +98,18 @@ def screening(
     run("dose_response", (*controls, COMPOUND, DOSE), lambda _, table: _doses(table, seed))
     run("replicate_consistency", (*controls, COMPOUND), consistency)
     run("replicate_curve", (*controls, WELL, COMPOUND), curve)
-    overlaps = [
-        _overlap_row(encoder, floor, lists[encoder], lists[floor])
-        for encoder in encoders
-        for floor in tables
-        if floor not in encoders and {encoder, floor} <= lists.keys()
-    ]
+    try:
+        overlaps = [
+            _overlap_row(encoder, floor, lists[encoder], lists[floor])
+            for encoder in encoders
+            for floor in tables
+            if floor not in encoders and {encoder, floor} <= lists.keys()
+        ]
+    except InputError as error:
+        overlaps, missing["hit_overlap"] = [], str(error)
     if overlaps:
         found["hit_overlap"] = overlaps
+    layouts = layouts if "plate_layout" in found else {}
     return Screening(found, layouts, missing)
 
 
@@ -123,11 +127,13 @@ def summaries(tables: Mapping[str, Rows]) -> dict[str, Rows]:
             "not_tested": int(rows["q"].isna().sum()),
         },
         "dose_response": lambda rows: {
-            "compounds": len(rows), "with_trend": int((rows["trend_p"] <= 0.05).sum()),
+            "compounds": int(rows["trend_p"].notna().sum()),
+            "with_trend": int((rows["trend_p"] <= 0.05).sum()),
             "with_ec50": int(rows["ec50"].notna().sum()),
         },
         "replicate_consistency": lambda rows: {
-            "treatments": len(rows), "median_cosine": _median(rows["cosine"]),
+            "treatments": int(rows["cosine"].notna().sum()),
+            "median_cosine": _median(rows["cosine"]),
             "alike": int((rows["cosine_p"] <= 0.05).sum()),
             "away_from_controls": int((rows["energy_p"] <= 0.05).sum()),
         },
@@ -247,8 +253,11 @@ def _doses(table: AlignedTable, seed: int) -> Rows:
         low, high = row.pop("interval") or (None, None)
         # An end beyond the tested doses is none.
         row |= {"ec50_lower": low or None, "ec50_upper": None if high == np.inf else high}
-        rows.append(row)
-    return rows
+        why = row.pop("failure")
+        rows.append(row | {"why_not": why})
+    fields = {field.name for field in dataclasses.fields(DoseResponse)} - {"interval", "failure"}
+    blank = dict.fromkeys([*sorted(fields), "ec50_lower", "ec50_upper"])
+    return rows + [blank | {"compound": k, "why_not": why} for k, why in found.excluded.items()]
 
 
 def _consistency(table: AlignedTable, treatment: list[str], permutations: int, seed: int) -> Rows:
@@ -257,12 +266,13 @@ def _consistency(table: AlignedTable, treatment: list[str], permutations: int, s
     treated = ~controls & has_value(table.obs[COMPOUND])
     parts = []
     for features, negatives in table.parts():
-        rows = np.flatnonzero(treated | negatives)
-        mine = table.obs.iloc[rows]
+        wells = np.flatnonzero(treated | negatives)
+        mine = table.obs.iloc[wells]
         one = replicate_consistency(
-            features[rows], unit_names(mine, treatment), negatives[rows], strata=mine[PLATE],
+            features[wells], unit_names(mine, treatment), negatives[wells], strata=mine[PLATE],
             permutations=permutations, seed=seed,
         )  # fmt: skip
+        alone = sorted(set(one.single))
         parts.append(
             pd.DataFrame(
                 {
@@ -278,11 +288,15 @@ def _consistency(table: AlignedTable, treatment: list[str], permutations: int, s
                 index=pd.Index(one.perturbations, name="treatment"),
             )
         )  # fmt: skip
+    # Of treatments that every part can test: one of a single part would be of other controls.
     mean = pd.concat(parts).groupby(level=0, sort=True).mean()
     if len(parts) > 1:
         for column in ("cosine_p", "energy_p"):
             mean[column] = np.minimum(1.0, 2 * mean[column])
-    return mean.reset_index().to_dict("records")
+    rows = [row | {"why_not": ""} for row in mean.reset_index().to_dict("records")]
+    blank = dict.fromkeys(rows[0]) if rows else {}
+    why = "fewer than two replicates beside controls"
+    return rows + [blank | {"treatment": name, "why_not": why} for name in alone]
 
 
 def _curve(table: AlignedTable, activity: Protocol, treatment: list[str], seed: int) -> Rows:

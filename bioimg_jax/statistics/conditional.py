@@ -85,6 +85,7 @@ def find_overlap(
     *,
     bins: int | None = None,
     numbers: Collection[str] = (),
+    within: pd.DataFrame | None = None,
     once: bool = False,
 ) -> Overlap:
     """The rows whose label the confound leaves open.
@@ -105,6 +106,8 @@ def find_overlap(
       bins: of a number; by default 20, or more of `SET` blocks each, or fewer of `COMPANY`.
       numbers: columns of the confound that are numbers even where their values are few and whole,
         such as a count.
+      within: [n, columns], names; labels are permuted inside their joint value too, and bins of a
+        number are those of the blocks there, so that a plate is not cut by the bins of all.
       once: each label is of one block, as a gene's name is, and what is asked is which labels go
         together: then a label need not lie in two strata, and like numbers they only need company.
 
@@ -129,7 +132,8 @@ def find_overlap(
         raise InputError(f"conditional score: row {row} has no block, expected its name")
     for column in (label, *(known[c] for c in known.columns)):
         _refuse_infinite(column)
-    both = pd.concat([label, known], axis=1)
+    inside = pd.DataFrame(index=known.index) if within is None else within.reset_index(drop=True)
+    both = pd.concat([label, known, inside], axis=1)
     used = np.flatnonzero((both.notna() & both.astype(str).ne("")).all(axis=1))
     if not len(used):
         raise InputError(f"nothing can be said beyond {name}: 0 of {n} rows have it and a label")
@@ -139,13 +143,15 @@ def find_overlap(
     number = pd.api.types.is_float_dtype(label) and _is_number(label)
     given = _of_blocks(label, block, number)
     codes = np.zeros((len(given), 0), int)
-    few = max(2, min(QUANTILE_BINS, len(given) // COMPANY))
-    bins = bins or max(few, len(given) // SET)
+    for column in inside.columns:
+        names_of = _of_blocks(inside[column].iloc[used], block, number=False)
+        codes = np.column_stack([codes, pd.factorize(names_of, sort=True)[0]])
+    group = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
     for column in known.columns:
         is_number = column in numbers or _is_number(known[column])
         values = _of_blocks(known[column], block, is_number)
         if is_number:
-            values = pd.qcut(values, bins, labels=False, duplicates="drop")
+            values = _binned(values, group, bins)
         codes = np.column_stack([codes, pd.factorize(values, sort=True)[0]])
     stratum = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
     kind, names = pd.factorize(given, sort=True)
@@ -546,6 +552,17 @@ def _of_blocks(column: pd.Series, block: np.ndarray, number: bool) -> np.ndarray
             f"another row of its block {one[block[row]]!r}; expected one a block"
         )
     return one
+
+
+def _binned(values: np.ndarray, group: np.ndarray, bins: int | None) -> np.ndarray:
+    """Quantile bins of numbers [g], of each group on its own; int [g]."""
+    found = np.zeros(len(values), int)
+    for name in np.unique(group):
+        here = np.flatnonzero(group == name)
+        few = max(2, min(QUANTILE_BINS, len(here) // COMPANY))
+        number = bins or max(few, len(here) // SET)
+        found[here] = pd.qcut(values[here], number, labels=False, duplicates="drop")
+    return found
 
 
 def _overlapping(stratum: np.ndarray, kind: np.ndarray, once: bool) -> np.ndarray:

@@ -50,6 +50,7 @@ class MapTest:
 
     groups: [g]; values: float64 [g], mean average precision; queries: int [g], of so many;
     p, q: float64 [g], q by Benjamini-Hochberg over the groups tested.
+    null: float64 [g], the mean of what each value was compared with.
     excluded: how many groups were left out, by reason.
     """
 
@@ -59,6 +60,7 @@ class MapTest:
     p: np.ndarray
     q: np.ndarray
     excluded: dict[str, int]
+    null: np.ndarray
 
     def fraction_active(self, level: float = 0.05) -> float:
         """The share of the groups tested with q below the level."""
@@ -227,7 +229,7 @@ class _Known(NamedTuple):
 
 def _tested(wells: _Wells, names: np.ndarray, permutations: int, seed: int) -> MapTest:
     members = wells.members(len(names))
-    values, p = np.full(len(names), np.nan), np.full(len(names), np.nan)
+    values, p, means = np.full((3, len(names)), np.nan)
     queries, free = np.zeros(len(names), int), np.ones(len(names), bool)
     lookup = _Lookup.of(wells)
     for some in _chunks(members):
@@ -244,6 +246,7 @@ def _tested(wells: _Wells, names: np.ndarray, permutations: int, seed: int) -> M
             if number[0] and free[g]:
                 reach = ~(null[1:] < null[0] - EQUAL)  # a drawing without any pair reaches it too
                 p[g] = (np.sum(reach) + 1) / (permutations + 1)
+                means[g] = np.nanmean(null[1:]) if not np.isnan(null[1:]).all() else np.nan
     sizes = np.array([len(own) for own in members])
     excluded = {
         "no well": int(np.sum(sizes == 0)),
@@ -256,7 +259,9 @@ def _tested(wells: _Wells, names: np.ndarray, permutations: int, seed: int) -> M
         counts = ", ".join(f"{number} with {reason}" for reason, number in excluded.items())
         raise InputError(f"no group of wells can be tested: {counts}")
     q = false_discovery_control(p[tested])  # Benjamini and Hochberg's
-    return MapTest(names[tested], values[tested], queries[tested], p[tested], q, excluded)
+    return MapTest(
+        names[tested], values[tested], queries[tested], p[tested], q, excluded, means[tested]
+    )
 
 
 def _chunks(members: Sequence[np.ndarray]) -> Iterator[list[int]]:
@@ -544,7 +549,7 @@ def ranking_p(
         rng = np.random.default_rng((seed, positives, total))
         return _random_aps(rng, positives, total, rankings)
 
-    values, p = np.empty(len(names)), np.empty(len(names))
+    values, p, means = np.empty((3, len(names)))
     queries = np.bincount(group[group >= 0], minlength=len(names))
     for g in range(len(names)):
         own = group == g
@@ -553,12 +558,14 @@ def ranking_p(
         if rule == "exact" and len(kinds) == 1:
             positives, total = map(int, shapes[kinds[0]])
             if math.comb(total, positives) <= MOST_RANKINGS:
-                p[g] = np.mean(_every_ap(positives, total) >= values[g] - 1e-9)
+                every = _every_ap(positives, total)
+                p[g], means[g] = np.mean(every >= values[g] - 1e-9), every.mean()
                 continue
         random = sum(w * null(i) for i, w in zip(kinds, share / own.sum(), strict=True))
         limit = values[g] + (1e-9 if rule == "above" else -1e-9)  # equal on paper
-        p[g] = (np.sum(random > limit) + 1) / (rankings + 1)
-    return MapTest(names, values, queries, p, false_discovery_control(p), dict(scores.excluded))
+        p[g], means[g] = (np.sum(random > limit) + 1) / (rankings + 1), random.mean()
+    q = false_discovery_control(p)
+    return MapTest(names, values, queries, p, q, dict(scores.excluded), means)
 
 
 def _random_aps(rng: np.random.Generator, positives: int, total: int, number: int) -> np.ndarray:

@@ -60,6 +60,25 @@ def tie_of(points: np.ndarray) -> float:
     return float(TIE * np.square(points - points.mean(axis=0)).sum(axis=1).max())
 
 
+# Columns from which on rows are compared by their angles alone. Five Gaussian classes gain 2.9
+# points by a constant column in 2 columns, 0.4 in 8 and 0.1 in 15 (2,000 training rows, 12
+# simulations).
+NARROW = 16
+
+
+def with_angles(features: np.ndarray) -> np.ndarray:
+    """Features [n, d]; where d is below `NARROW` with a constant column.
+
+    The angles of few columns leave out how long a row is, and those of one all but its sign. The
+    column has the root mean square of the features: their unit does not matter, and equal rows
+    stay the nearest.
+    """
+    if features.shape[1] >= NARROW:
+        return features
+    size = np.sqrt(np.square(features.astype(np.float64)).mean()).astype(features.dtype)
+    return np.pad(features, ((0, 0), (0, 1)), constant_values=size)
+
+
 def unit_rows(features: np.ndarray) -> np.ndarray:
     """Rows [n, d] divided by their length, float64; a row of zeros stays."""
     x = features.astype(np.float64)

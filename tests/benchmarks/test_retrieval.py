@@ -14,6 +14,7 @@ from bioimg_jax.features.aligned import align
 from bioimg_jax.features.alignment import find_alignment
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.probes.average_precision import chance
+from tests.benchmarks import screens
 
 OPTIONS = {"average": "mean", "permutations": 9, "pair_lists": "", "activities": ""}
 ABOUT = {"representation": "x", "kind": "imported", "seed": 0, "exposure": "unknown"}
@@ -54,11 +55,11 @@ def normalised_ap(query: np.ndarray, positives: np.ndarray, negatives: np.ndarra
 
 def test_activity_is_replicates_among_the_controls_of_their_plate(tmp_path: Path) -> None:
     obs = wells()
-    features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
+    features = np.random.default_rng(0).normal(size=(len(obs), 16)).astype(np.float32)
     aligned = align(table(tmp_path, obs, features), find_alignment("none"), batch="plate")
-    (protocol,), _ = find_protocols(
-        "activity", list(obs.columns), OPTIONS | {"permutations": 49}, seed=0
-    )
+    (protocol,), _ = find_protocols("activity", list(obs.columns), OPTIONS, seed=0)
+    plain = dataclasses.replace(protocol.benchmark, permutations=0)
+    protocol = dataclasses.replace(protocol, benchmark=plain)
     (score,) = protocol.benchmark.scores(aligned, [protocol.fold(obs)], protocol.target, **ABOUT)
     expected = {}
     for compound, of in obs[~obs["control"]].groupby("compound"):
@@ -71,12 +72,31 @@ def test_activity_is_replicates_among_the_controls_of_their_plate(tmp_path: Path
     assert score.per_unit == pytest.approx(expected, abs=1e-6)
     assert score.value == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
     assert score.metric == METRIC and score.n_units == 6
-    assert score.settings["n_treatments"] == score.settings["n_tested"] == 6
+    assert score.settings["n_treatments"] == 6 and score.settings["n_tested"] == 0
+    tested = dataclasses.replace(plain, permutations=49)
+    (score,) = tested.scores(aligned, [protocol.fold(obs)], protocol.target, **ABOUT)
+    assert score.settings["n_tested"] == 6
+
+
+def test_chance_of_activity_knows_what_wells_of_a_plate_share() -> None:
+    obs = screens.wells(plates=4, compounds=24, controls=8)
+    (protocol,), _ = find_protocols("activity", list(obs.columns), OPTIONS, seed=0)
+    found: dict[int, list[float]] = {0: [], 199: []}
+    for seed in range(3):
+        features = np.random.default_rng(seed).normal(size=(len(obs), 32))
+        held = screens.table(features, obs)
+        aligned = align(held, find_alignment("centerscale_on_controls"), batch="plate")
+        for permutations, values in found.items():
+            benchmark = dataclasses.replace(protocol.benchmark, permutations=permutations)
+            asked = dataclasses.replace(protocol, benchmark=benchmark)
+            values.append(asked.score(aligned, representation="", kind="", seed=0).value)
+    assert np.mean(found[0]) < -0.25  # random rankings are not what these wells are
+    assert abs(np.mean(found[199])) < 0.08
 
 
 def test_negatives_are_controls_that_the_alignment_has_not_seen(tmp_path: Path) -> None:
     obs = wells(controls=6)
-    features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
+    features = np.random.default_rng(0).normal(size=(len(obs), 16)).astype(np.float32)
     found = align(
         table(tmp_path, obs, features), find_alignment("centerscale_on_controls"), batch="plate"
     )
@@ -98,7 +118,7 @@ def test_negatives_are_controls_that_the_alignment_has_not_seen(tmp_path: Path) 
 
 def test_consistency_is_classes_among_other_compounds(tmp_path: Path) -> None:
     obs = wells(controls=0)
-    features = np.random.default_rng(1).normal(size=(len(obs), 5)).astype(np.float32)
+    features = np.random.default_rng(1).normal(size=(len(obs), 16)).astype(np.float32)
     held = table(tmp_path, obs, features)
     (protocol,), _ = find_protocols("consistency", list(obs.columns), OPTIONS, seed=0)
 
@@ -124,7 +144,7 @@ def test_consistency_is_classes_among_other_compounds(tmp_path: Path) -> None:
 
 def test_what_they_cannot_score_is_one_line(tmp_path: Path) -> None:
     obs = wells()
-    features = np.random.default_rng(0).normal(size=(len(obs), 5)).astype(np.float32)
+    features = np.random.default_rng(0).normal(size=(len(obs), 16)).astype(np.float32)
     held = table(tmp_path, obs, features)
     (protocol,), _ = find_protocols("activity", list(obs.columns), OPTIONS, seed=0)
     fold = protocol.fold(obs)

@@ -106,6 +106,20 @@ def test_summaries_have_a_row_a_representation(found) -> None:
     assert short["plate_quality"][0]["plates"] == 5
 
 
+def test_a_screen_in_which_nothing_can_be_a_hit_says_so() -> None:
+    obs = screens.wells(plates=1, controls=8)  # a well a treatment: no p below 1/9
+    features = np.random.default_rng(0).normal(size=(len(obs), 4))
+    some = {"encoder": screens.table(features, obs), "count": screens.table(features[:, :1], obs)}
+    found = screening(some, ["encoder"], activity=None, permutations=9, seed=0)
+    assert found.missing["hit_overlap"] == "no treatment was tested in both hit lists"
+    hits = of(found, "hits", "encoder")
+    assert hits["q"].isna().all() and not hits["hit"].any()
+    assert hits["why_not"].str.contains("allow no p-value below 0.111").all()
+    assert summaries(found.tables)["hits"][0] == {
+        "representation": "encoder", "tested": 0, "hits": 0, "not_tested": 24,
+    }  # fmt: skip
+
+
 def test_without_columns_nothing_is_run_and_each_says_why() -> None:
     made = tables()["encoder"]
     bare = screens.table(made.features, made.obs[["compound"]])
