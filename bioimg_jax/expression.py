@@ -229,8 +229,24 @@ def _of_run(folder: Path) -> list[Entry]:
         # What averages seeds has no features of its own; metadata and truth are no floors here.
         if path.exists() and row["kind"] not in ("metadata", TRUTH):
             table = read_table(path)
-            found.append(Entry(name, row["kind"], row["exposure"], table, encoders.get(name)))
+            exposure = row["exposure"]
+            if row["kind"] == "trained" and _only_trained_on(table, encoders.get(name), results):
+                exposure = "none"
+            found.append(Entry(name, row["kind"], exposure, table, encoders.get(name)))
     return found
+
+
+def _only_trained_on(
+    table: FeatureTable, encoder: Mapping[str, Any] | None, results: Mapping[str, Any]
+) -> bool:
+    """Whether an encoder saw the training sections of a task with one split, and no others.
+
+    The run's own exposure is that of its targets, whose folds are others.
+    """
+    if encoder is None or "split" not in table.obs or encoder.get("starts_from") is not None:
+        return False
+    trained_on = encoder.get("trained_on", {}).get("content_hash")
+    return trained_on == results["data"]["content_hash"]
 
 
 def _floors(text: str, entries: Sequence[Entry]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -304,7 +320,7 @@ def _score(
     return Score(
         benchmark=BENCHMARK,
         target=variant,
-        split=f"{len(found.per_fold)} folds of {task.unit}s, as the task has them",
+        split=f"{task.unit}s held out, {len(found.per_fold)} of the task's own folds",
         metric=METRIC,
         higher_is_better=True,
         chance=0.0,

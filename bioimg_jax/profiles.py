@@ -119,8 +119,8 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     first = next(iter(tables.values()))
     obs = first.obs
     floors, omitted = _floors(settings["floors"], tables, sources)
-    protocols, audits, not_run = _protocols(settings, first, seed)
     _check_beyond(settings["beyond"], tables, kinds)
+    protocols, audits, not_run = _protocols(settings, first, seed)
     scores: list[Score] = []
     nuisance: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}

@@ -125,9 +125,10 @@ def summary(results: Mapping[str, Any]) -> str:
                 continue
             note = "nuisance target: score, no verdict" if target["nuisance"] else target["verdict"]
             chance = "" if rows[0]["chance"] is None else f", chance {rows[0]['chance']:.3f}"
+            classes = f", {target['n_classes']} classes" if target["n_classes"] else ""
             lines.append(
-                f"\n{target['name']}, {benchmark}: {rows[0]['metric']}, {target['n_classes']} "
-                f"classes{chance}" + (f" ({note})" if note else "")
+                f"\n{target['name']}, {benchmark}: {rows[0]['metric']}{classes}{chance}"
+                + (f" ({note})" if note else "")
             )
             for row in rows:
                 interval = row["interval"]

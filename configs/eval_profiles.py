@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
             "profiles": {
                 "tables": {
                     "cellprofiler": _table("imported"),
-                    "count": _table("count", only="Number_Object_Number"),
+                    "count": _table("count", only="Nuclei_Number_Object_Number"),
                     "intensity": _table("pixels", only="_Intensity_"),
                 },
                 "beside": "",  # the metadata of an .npz

@@ -126,7 +126,8 @@ def test_the_tables_of_a_run_are_read_with_their_kinds(folder: HestFolder, tmp_p
         write_table(path, obs, {LAYER: 4}, LAYER, batches, {"content_hash": "h"})
         scores.append({"representation": name, "kind": kind, "exposure": exposure})
     encoder = {"name": "mae_vit", "kind": "trained", "images_seen": 1}
-    (run / "results.json").write_text(json.dumps({"scores": scores, "encoders": [encoder]}))
+    written = {"scores": scores, "encoders": [encoder], "data": {"content_hash": "h"}}
+    (run / "results.json").write_text(json.dumps(written))
     given = config(folder, {}, floors="chance,pixels,twin,selected")
     given["features"]["run"] = str(run)
     results = expression.evaluate_expression(given, tmp_path / "out")
@@ -137,6 +138,34 @@ def test_the_tables_of_a_run_are_read_with_their_kinds(folder: HestFolder, tmp_p
     assert results["omitted"] == {"selected": expression.NO_VALIDATION}
     (verdict,) = [v for v in results["verdicts"] if v["target"] == OFFICIAL]
     assert verdict["encoder"] == "mae_vit" and verdict["n_units"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "exposure"),
+    [({}, "none"), ({"starts_from": {"seed": 0}}, "images"),
+     ({"trained_on": {"content_hash": "another"}}, "images")],
+)  # fmt: skip
+def test_an_encoder_that_saw_the_training_sections_alone_was_not_exposed(
+    folder: HestFolder, tmp_path: Path, changed: dict[str, Any], exposure: str
+) -> None:
+    csv = pd.read_csv(features(folder, tmp_path / "f.csv", noise=0.05))
+    obs = pd.DataFrame({
+        "section": csv["Metadata_section"], "barcode": csv["Metadata_barcode"],
+        "split": np.where(csv["Metadata_section"].str[0] == "A", "test", "train"),
+    })  # fmt: skip
+    values = csv[[f"f{k}" for k in range(4)]].to_numpy(np.float32)
+    path = tmp_path / "run" / "features" / "mae_vit.h5ad"
+    write_table(path, obs, {LAYER: 4}, LAYER, [(np.arange(30), {LAYER: values})],
+                {"content_hash": "h"})  # fmt: skip
+    row = {"representation": "mae_vit", "kind": "trained", "exposure": "images"}
+    encoder = {"name": "mae_vit", "kind": "trained", "starts_from": None,
+               "trained_on": {"content_hash": "h"}} | changed  # fmt: skip
+    written = {"scores": [row], "encoders": [encoder], "data": {"content_hash": "h"}}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(written))
+    given = config(folder, {}, floors="chance")
+    given["features"]["run"] = str(tmp_path / "run")
+    results = expression.evaluate_expression(given, tmp_path / "out")
+    assert {row["exposure"] for row in results["scores"]} == {exposure}
 
 
 def test_the_command_writes_a_report(
