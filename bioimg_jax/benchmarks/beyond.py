@@ -10,7 +10,7 @@ last are):
    spread over waves of several lengths, so that near counts are alike and far ones are not: an
    encoder that only bends the count adds nothing to it. Nothing is fitted, so that a floor which
    says all there is may lose by company: a loss means nothing.
-3. linear residualisation: descriptive, what is not linear in the confound stays.
+3. linear residualisation: descriptive only, what is not linear in the confound stays.
 
 All are of the rows that `find_overlap` leaves; where none are left the reason is all there is.
 """
@@ -29,7 +29,6 @@ from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
 from bioimg_jax.statistics.conditional import (
-    DESCRIPTIVE,
     Overlap,
     conditional_permutation,
     find_overlap,
@@ -245,9 +244,8 @@ def _residualised(
     features = part.features.astype(np.float32)
     features[rows] = left.features
     score = part.score(protocol, overlap, overlap.labels, features)
-    method = f"{RESIDUALISED} ({DESCRIPTIVE})"
     about = {"observed": None, "alone": None, "p": None}
-    return _row(method, score.value, score.interval, overlap, **about)
+    return _row(RESIDUALISED, score.value, score.interval, overlap, **about)
 
 
 def _row(

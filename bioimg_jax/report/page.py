@@ -172,6 +172,8 @@ def _plain(value: object) -> str:
     """A cell of a table: numbers to three digits, nothing for None."""
     if value is None:
         return "–"
+    if isinstance(value, float) and abs(value) < 1e-9:  # what rounding left of nothing
+        return "0"
     if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.3g}"
     return f"{value:,.0f}" if isinstance(value, float) else str(value)
