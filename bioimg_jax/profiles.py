@@ -43,6 +43,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, WELL, AlignedTable, align
 from bioimg_jax.features.alignment import Alignment, find_alignment
 from bioimg_jax.features.imported import Join, import_table
+from bioimg_jax.features.rollup import rolled_up
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.report import write_rows
@@ -67,12 +68,13 @@ SETTINGS: dict[str, type] = {
 }  # fmt: skip
 SOURCES: dict[str, type] = {
     "tables": dict, "beside": str, "metadata": dict, "extract": dict, "joins": dict,
-    "unique": str, "control": dict, "positive": dict,
+    "unique": str, "rollup": dict, "control": dict, "positive": dict,
 }  # fmt: skip
 PARTS: dict[str, dict[str, type]] = {
     "tables": {"kind": str, "source": str, "only": str, "ignore": str},
     "joins": {"path": str, "on": dict, "columns": dict, "unmatched": str},
     "extract": {"column": str, "pattern": str},
+    "rollup": {"levels": str, "average": str, "equal": int},
     "control": {"column": str, "values": str},
     "positive": {"column": str, "values": str},
 }
@@ -384,6 +386,7 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
             about["source"], path, only=about["only"],
             ignore=command_line.names(about["ignore"]), **shared,
         )  # fmt: skip
+        table = _rolled_up(table, sources["rollup"])
         # Numbers may well be names here: plates 1, 2 and 3 have no mean.
         text = {c: table.obs[c].astype(str).where(has_value(table.obs[c]))
                 for c in NAMES if c in table.obs}  # fmt: skip
@@ -400,6 +403,12 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
                 "in the same order"
             )
     return found
+
+
+def _rolled_up(table: FeatureTable, about: Config) -> FeatureTable:
+    """The rows of the file, cells perhaps, rolled up to wells as the config says."""
+    levels = [command_line.names(level) for level in about["levels"].split(";") if level.strip()]
+    return rolled_up(table, levels, about["average"], equal=about["equal"])
 
 
 def _with_flag(obs: pd.DataFrame, flag: str, about: Config, key: str) -> pd.DataFrame:

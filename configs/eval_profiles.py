@@ -59,7 +59,10 @@ def get_config() -> ml_collections.ConfigDict:
                         "unmatched": "keep",
                     },
                 },
-                "unique": "plate,well",
+                "unique": "plate,well",  # what names a row of the files
+                # Of files with a row a cell: "plate,well,site; plate,well" averages cells to sites
+                # and these to wells, with as many cells of every well where equal is not 0.
+                "rollup": {"levels": "", "average": "mean", "equal": 0},
                 "control": {"column": "compound", "values": "DMSO"},  # column "": no controls
                 "positive": {"column": "compound", "values": "taxol"},  # for the quality of plates
             },

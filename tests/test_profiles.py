@@ -61,6 +61,7 @@ def config(path: Path, **changes: Any) -> dict[str, Any]:
         "metadata": {}, "extract": {}, "joins": {}, "unique": "plate,well",
         "control": {"column": "compound", "values": "DMSO"},
         "positive": {"column": "compound", "values": "c00"},
+        "rollup": {"levels": "", "average": "mean", "equal": 0},
     }  # fmt: skip
     found["evaluate"] |= {
         "alignments": "none; centerscale_on_controls", "floors": "chance,count,twin",
@@ -225,6 +226,26 @@ def test_a_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], message: 
         settings[section] |= values
     with pytest.raises(InputError, match=message):
         profiles.evaluate_profiles(settings, tmp_path / "out")
+
+
+def test_cells_are_rolled_up_to_the_wells_that_protocols_score(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    rng = np.random.default_rng(0)
+    features = [f"f{i}" for i in range(12)]
+    cells = wells.loc[wells.index.repeat(6)].reset_index(drop=True)
+    cells["Metadata_site"] = np.tile([1, 1, 1, 1, 2, 2], len(wells))
+    cells["Metadata_cell"] = np.arange(len(cells))
+    cells[features] += rng.normal(0, 0.5, (len(cells), 12))
+    cells.to_csv(path, index=False)
+    settings = config(path, benchmarks="nsc", alignments="centerscale_on_controls")
+    settings["profiles"] |= {
+        "unique": "cell",
+        "rollup": {"levels": "plate,well,site; plate,well", "average": "median", "equal": 5},
+    }
+    results = profiles.evaluate_profiles(settings, tmp_path / "out")
+    assert results["data"]["n_examples"] == len(wells)
+    assert of(results, "nsc", "centerscale_on_controls", "encoder")["value"] > 0.5
 
 
 def test_a_control_column_of_true_and_false_is_read_as_such(tmp_path: Path) -> None:
