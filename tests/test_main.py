@@ -149,7 +149,6 @@ def test_real_fields_end_to_end(
         data__options="",
         train__steps=6,
         evaluate__max_examples=900,
-        evaluate__untrained_seeds=1,
         evaluate__resnet18=True,
         evaluate__blocks=1,
     )
