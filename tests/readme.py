@@ -14,9 +14,9 @@ def commands(path: Path = ROOT / "README.md") -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.strip()]
 
 
-def module_arguments(module: str, **replace: str) -> list[str]:
-    """The words after `-m` of the one command that runs `module`, words like PATH replaced."""
-    (found,) = [words for words in commands() if module in words]
+def module_arguments(module: str, *having: str, **replace: str) -> list[str]:
+    """The words after `-m` of the one command of `module` with these words; PATH is replaced."""
+    (found,) = [words for words in commands() if {module, *having} <= set(words)]
     words = found[found.index(module) :]
     for old, new in replace.items():
         words = [re.sub(rf"\b{old}\b", new, word) for word in words]

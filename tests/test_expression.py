@@ -14,7 +14,7 @@ from bioimg_jax.benchmarks.expression import OFFICIAL, make_experiment, score_ex
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.hest import read_counts, read_task
 from bioimg_jax.features.table import write_table
-from tests import tiny
+from tests import readme, tiny
 from tests.features.hest_folder import SECTIONS, HestFolder
 
 PATTERN = "^[A-Z]"
@@ -166,6 +166,34 @@ def test_an_encoder_that_saw_the_training_sections_alone_was_not_exposed(
     given["features"]["run"] = str(tmp_path / "run")
     results = expression.evaluate_expression(given, tmp_path / "out")
     assert {row["exposure"] for row in results["scores"]} == {exposure}
+
+
+def test_the_readmes_command_runs(
+    folder: HestFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny.ROOT)
+    csv = pd.read_csv(features(folder, tmp_path / "f.csv", noise=1.0))
+    obs = pd.DataFrame({"section": csv["Metadata_section"], "barcode": csv["Metadata_barcode"]})
+    values = csv[[f"f{k}" for k in range(4)]].to_numpy(np.float32)
+    run, scores = tmp_path / "run", []
+    for name, kind in (
+        ("mae_vit", "trained"), ("mae_vit_step0", "untrained"), ("mae_vit_on_layout", "layout"),
+        ("pixels", "pixels"), ("stain", "pixels"), ("nuclei", "count"), ("layout", "layout"),
+    ):  # fmt: skip
+        path = run / "features" / f"{name}.h5ad"
+        write_table(path, obs, {LAYER: 4}, LAYER, [(np.arange(30), {LAYER: values})], {})
+        scores.append({"representation": name, "kind": kind, "exposure": "none"})
+    encoder = {"name": "mae_vit", "kind": "trained", "images_seen": 1,
+               "trained_on": {"name": "hest", "hold_out": ""}}  # fmt: skip
+    written = {"scores": scores, "encoders": [encoder], "data": {"content_hash": "h"}}
+    (run / "results.json").write_text(json.dumps(written))
+    out = tmp_path / "out"
+    arguments = readme.module_arguments(
+        "bioimg_jax.expression", TASK=str(folder.root), RUN=str(run), OUT=str(out)
+    )
+    assert expression.main(arguments) == 0
+    page = (out / "report.html").read_text()
+    assert "mae_vit was trained on 1 crops of hest" in page
 
 
 def test_the_command_writes_a_report(

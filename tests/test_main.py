@@ -142,7 +142,11 @@ def test_real_fields_end_to_end(
 ) -> None:
     monkeypatch.chdir(tiny.ROOT)  # the README's command is given there
     workdir = tmp_path / "run"
-    command = readme.module_arguments("bioimg_jax.main", PATH=str(data_dir / "lincs_cell_painting"))
+    command = readme.module_arguments(
+        "bioimg_jax.main",
+        "--config=configs/mae_cells.py",
+        PATH=str(data_dir / "lincs_cell_painting"),
+    )
     short = tiny.arguments(
         tmp_path / "prepared",
         workdir,

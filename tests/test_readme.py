@@ -1,5 +1,5 @@
-"""Every command of the README runs: those of `main`, `evaluate`, `embed`, `profiles` and
-`known_truth.calibrate` in their own tests."""
+"""Every command of the README runs: those of `main`, `evaluate`, `embed`, `profiles`, `expression`
+and `known_truth.calibrate` in their own tests."""
 
 import importlib.metadata
 import re
@@ -25,7 +25,8 @@ def test_every_command_is_of_a_kind_that_a_test_runs() -> None:
     kinds = [kind(words) for words in readme.commands()]
     assert set(kinds) == {
         "make", "bioimg_jax.main", "bioimg_jax.prepare", "bioimg_jax.evaluate", "bioimg_jax.embed",
-        "bioimg_jax.known_truth.calibrate", "bioimg_jax.profiles", "pip",
+        "bioimg_jax.known_truth.calibrate", "bioimg_jax.profiles",
+        "bioimg_jax.expression", "pip",
     }  # fmt: skip
 
 
