@@ -18,7 +18,7 @@ from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, make_folds, unit_names
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.features.table import MemoryTable
 from bioimg_jax.probes.inputs import check_finite
 from bioimg_jax.probes.linear import moments, standardise
 from bioimg_jax.probes.ridge import fit_ridge
@@ -124,7 +124,7 @@ def _classified(
 ) -> NuisanceScore:
     target = _target(obs, column, unit, n_folds)
     folds = make_folds(obs, target)
-    table = _InMemory(Path(), obs, {_LAYER: features.shape[1]}, _LAYER, {}, features)
+    table = MemoryTable(Path(), obs, {_LAYER: features.shape[1]}, _LAYER, {}, features)
     about = {"representation": "", "kind": "", "seed": 0, "exposure": "", "settings": {}}
     (score,) = Linear().scores(table, folds, target, **about)
     assert score.chance is not None
@@ -233,13 +233,3 @@ def _with_well_parts(obs: pd.DataFrame) -> pd.DataFrame:
         for i, values in enumerate(read.values(), start=1):
             values.append(part and part.group(i).upper())
     return obs.assign(**{part: read[part] for part in absent})
-
-
-@dataclasses.dataclass(frozen=True)
-class _InMemory(FeatureTable):
-    """What a benchmark of tables takes of features that are in no file."""
-
-    features: np.ndarray
-
-    def layer(self, name: str) -> np.ndarray:
-        return self.features.astype(np.float32)

@@ -264,7 +264,8 @@ def _consistency(table: AlignedTable, treatment: list[str], permutations: int, s
     """Of two parts the mean of the values, and twice the mean of the p-values."""
     controls = controls_of(table.obs)
     treated = ~controls & has_value(table.obs[COMPOUND])
-    parts = []
+    parts: list[pd.DataFrame] = []
+    alone: set[str] = set()  # in some part
     for features, negatives in table.parts():
         wells = np.flatnonzero(treated | negatives)
         mine = table.obs.iloc[wells]
@@ -272,7 +273,7 @@ def _consistency(table: AlignedTable, treatment: list[str], permutations: int, s
             features[wells], unit_names(mine, treatment), negatives[wells], strata=mine[PLATE],
             permutations=permutations, seed=seed,
         )  # fmt: skip
-        alone = sorted(set(one.single))
+        alone |= set(one.single)
         parts.append(
             pd.DataFrame(
                 {
@@ -289,14 +290,15 @@ def _consistency(table: AlignedTable, treatment: list[str], permutations: int, s
             )
         )  # fmt: skip
     # Of treatments that every part can test: one of a single part would be of other controls.
-    mean = pd.concat(parts).groupby(level=0, sort=True).mean()
+    mean = pd.concat(parts).drop(index=sorted(alone), errors="ignore")
+    mean = mean.groupby(level=0, sort=True).mean()
     if len(parts) > 1:
         for column in ("cosine_p", "energy_p"):
             mean[column] = np.minimum(1.0, 2 * mean[column])
     rows = [row | {"why_not": ""} for row in mean.reset_index().to_dict("records")]
     blank = dict.fromkeys(rows[0]) if rows else {}
     why = "fewer than two replicates beside controls"
-    return rows + [blank | {"treatment": name, "why_not": why} for name in alone]
+    return rows + [blank | {"treatment": name, "why_not": why} for name in sorted(alone)]
 
 
 def _curve(table: AlignedTable, activity: Protocol, treatment: list[str], seed: int) -> Rows:

@@ -5,35 +5,18 @@ before, so that a site with many cells weighs as much in its well as one with fe
 weighs cells alike.
 """
 
-import dataclasses
 import zlib
 from collections.abc import Sequence
 
-import anndata
 import numpy as np
 import pandas as pd
 
 from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aggregate import N_AGGREGATED
-from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.features.table import FeatureTable, MemoryTable
 
 MEAN, MEDIAN = AVERAGES = ("mean", "median")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RolledUpTable(FeatureTable):
-    """A table of one layer in memory, features float64 [g, d]."""
-
-    features: np.ndarray
-
-    def layer(self, name: str) -> np.ndarray:
-        """float32 [g, d]."""
-        self._check(name)
-        return self.features.astype(np.float32)
-
-    def to_anndata(self) -> anndata.AnnData:
-        return anndata.AnnData(self.layer(self.default), self.obs.rename(index=str))
 
 
 def rolled_up(
@@ -82,7 +65,7 @@ def rolled_up(
         "equal": equal,
         "too_few": too_few,
     }
-    return RolledUpTable(
+    return MemoryTable(
         path=table.path,
         obs=obs.assign(**{N_AGGREGATED: counts}),
         widths={table.default: features.shape[1]},

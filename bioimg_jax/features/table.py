@@ -71,6 +71,21 @@ class FeatureTable:
             raise InputError(f"{self.path}: no layer {name!r}; it has {', '.join(self.widths)}")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemoryTable(FeatureTable):
+    """A table of one layer that is in no file: features [n, d] of any float dtype."""
+
+    features: np.ndarray
+
+    def layer(self, name: str) -> np.ndarray:
+        """float32 [n, d]."""
+        self._check(name)
+        return self.features.astype(np.float32)
+
+    def to_anndata(self) -> anndata.AnnData:
+        return anndata.AnnData(self.layer(self.default), self.obs.rename(index=str))
+
+
 def read_table(path: str | os.PathLike) -> FeatureTable:
     """Open a table. Raises `InputError` when the file is absent, damaged or not one of ours."""
     path = Path(path)
