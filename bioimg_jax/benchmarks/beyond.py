@@ -97,7 +97,7 @@ def beyond(
     Raises:
       InputError: labels and confound do not overlap.
     """
-    protocol = _with(protocol, permutations=0)  # its own p-values are of something else
+    protocol = protocol.with_settings(permutations=0)  # its own p-values are of something else
     parts = list(_parts(protocol, table, confound))
     methods: dict[str, Callable[[_Part, np.ndarray, Overlap], dict[str, Any]]] = {
         PERMUTATION: lambda part, _, overlap: _permuted(
@@ -205,7 +205,7 @@ def _permuted(
     protocol: Protocol, part: _Part, overlap: Overlap, permutations: int, seed: int
 ) -> dict[str, Any]:
     # Of a draw the whole score is enough: the values of its units cost a score each.
-    fast = _with(protocol, jackknife=False)
+    fast = protocol.with_settings(jackknife=False)
     found = conditional_permutation(
         overlap,
         lambda labels: part.score(protocol, overlap, labels, part.features).per_unit,
@@ -285,10 +285,3 @@ def _standardised(features: np.ndarray) -> np.ndarray:
     varies = spread > 1e-9 * max(float(spread.max()), 1e-300)
     x = np.where(varies, x / np.where(varies, spread, 1.0), 0.0)
     return (x / np.sqrt(max(int(varies.sum()), 1))).astype(np.float32)
-
-
-def _with(protocol: Protocol, **changes: Any) -> Protocol:
-    """With other settings of its benchmark, of those that it has."""
-    made: Any = protocol.benchmark
-    known = {key: value for key, value in changes.items() if hasattr(made, key)}
-    return dataclasses.replace(protocol, benchmark=dataclasses.replace(made, **known))

@@ -34,15 +34,15 @@ def check_rows(features: np.ndarray, **columns: np.ndarray | pd.Series) -> None:
     check_finite(features, "row")
 
 
-def canonical_order(features: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def canonical_order(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
     """The order int [n] by group and then by the rows' own bytes, whatever that of the table is.
 
-    features [n, d]; codes: int [n].
+    features [n, d]; codes: int [n], None for one group.
     """
     rows = np.ascontiguousarray(features)
     keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
     by_bytes = np.argsort(keys, kind="stable")
-    return by_bytes[np.argsort(codes[by_bytes], kind="stable")]
+    return by_bytes if codes is None else by_bytes[np.argsort(codes[by_bytes], kind="stable")]
 
 
 def mean_profiles(features: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ import numpy as np
 from scipy import sparse
 
 from bioimg_jax.benchmarks.columns import Column, feature_rows, flags, names
+from bioimg_jax.benchmarks.mean_profiles import canonical_order
 from bioimg_jax.errors import InputError
 
 DRAWS = 9_999
@@ -71,7 +72,7 @@ def well_strengths(features: np.ndarray, plates: Column, negatives: Column) -> W
             excluded[str(name)] = f"{m} negative control wells, expected 2 or more"
             continue
         inside = x[here][controls]
-        inside = inside[_canonical(inside)]  # sums of any order of wells are then the same
+        inside = inside[canonical_order(inside)]  # sums of any order of wells are then the same
         offset = x[here] - inside[0]  # of equal wells exactly 0
         distance = np.linalg.norm(offset - (inside - inside[0]).mean(axis=0), axis=1)
         # x - mean of the others = (x - mean) m / (m - 1).
@@ -165,7 +166,7 @@ def _exchanged(
     pooled, weights, observed, design, first = [], [], [], [], 0
     for wells, controls in parts:
         rows = np.concatenate([wells, controls])
-        rows = rows[_canonical(x[rows])]  # the same draws whatever order the wells came in
+        rows = rows[canonical_order(x[rows])]  # the same draws whatever order the wells came in
         offset = x[rows] - x[rows[0]]  # of equal wells exactly 0
         pooled.append(offset - offset.mean(axis=0))
         weights.append(np.full(len(wells), (1 + len(wells) / len(controls)) / n))
@@ -236,12 +237,6 @@ def _random_ways(r: int, total: int, draws: int, seed: int, plate: int) -> np.nd
         part = ways[first : first + step]
         part[:] = np.argpartition(rng.random((len(part), total)), r - 1, axis=1)[:, :r]
     return ways
-
-
-def _canonical(rows: np.ndarray) -> np.ndarray:
-    """The order int [n] that sorts rows float64 [n, d] by their bytes."""
-    rows = np.ascontiguousarray(rows)
-    return np.argsort(rows.view(np.dtype((np.void, rows.strides[0])))[:, 0], kind="stable")
 
 
 def _negatives(negatives: Column, n: int) -> np.ndarray:

@@ -52,6 +52,12 @@ class Protocol:
     def name(self) -> str:
         return self.benchmark.name
 
+    def with_settings(self, **changes: Any) -> "Protocol":
+        """With other settings of its benchmark, of those that it has."""
+        made: Any = self.benchmark
+        known = {key: value for key, value in changes.items() if hasattr(made, key)}
+        return dataclasses.replace(self, benchmark=dataclasses.replace(made, **known))
+
     def fold(self, obs: pd.DataFrame) -> Fold:
         """The wells it is about: those with a label that are no controls. There is no training."""
         wells = target_rows(obs, self.target)
