@@ -34,6 +34,7 @@ from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.illustrate import write_examples, write_illustrations
 from bioimg_jax.image_audits import audits
+from bioimg_jax.image_beyond import check_beyond, conditional_rows
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.results import (
@@ -76,6 +77,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     probed = {name: one.folds for name, one in examples.items()}  # of what a probe is given
     audited = audited_targets(evaluation, examples, targets)
     to_score = candidates(evaluation, dataset)
+    check_beyond(settings, list(used.columns), [one.name for one in to_score])
     n_classes = {t.name: used[t.column].nunique() for t in targets}
     print(
         budget(benchmarks, to_score, probed, n_classes, n_images=len(rows),
@@ -130,15 +132,18 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     selected = selected_rows(scores, verdicts, overlap)
     scores = with_verdicts(scores, audited, verdicts)
 
+    def finished(name: str) -> FeatureTable:
+        return read_table(workdir / "features" / f"{name}.h5ad")
+
+    conditional = conditional_rows(
+        settings, benchmarks, targets, folds, scores, finished, workdir,
+        seed=evaluation.config["seed"],
+    )  # fmt: skip
     of_images = {}
     for name in ("examples", "maps", "gallery"):  # those of another evaluation are not shown
         (workdir / f"{name}.npz").unlink(missing_ok=True)
     if settings["audits"]:
         print("auditing images and features", file=sys.stderr)
-
-        def finished(name: str) -> FeatureTable:
-            return read_table(workdir / "features" / f"{name}.h5ad")
-
         of_images = audits(evaluation, dataset, rows, folds, to_score, finished)
     if settings["illustrate"]:
         write_examples(evaluation, dataset, workdir)
@@ -173,6 +178,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": untrained_distribution(scores),
         "scores": [score.to_row() for score in scores],
+        "conditional": conditional,
         **of_images,
     }
 

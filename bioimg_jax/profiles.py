@@ -12,7 +12,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax import command_line
-from bioimg_jax.benchmarks.beyond import COLUMNS, PERMUTATION, Confound, beyond
 from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, cases, floor_ids
 from bioimg_jax.benchmarks.nuisance import nuisance_rows
 from bioimg_jax.benchmarks.protocols import (
@@ -45,7 +44,9 @@ from bioimg_jax.features.alignment import Alignment, find_alignment
 from bioimg_jax.features.imported import Join, import_table
 from bioimg_jax.features.rollup import rolled_up
 from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.kept import digest, kept
 from bioimg_jax.mesh import settle_cpu
+from bioimg_jax.profile_beyond import check_beyond, conditional_rows, identity_of, table_digest
 from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
@@ -121,7 +122,7 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     first = next(iter(tables.values()))
     obs = first.obs
     floors, omitted = _floors(settings["floors"], tables, sources)
-    _check_beyond(settings["beyond"], tables, kinds)
+    check_beyond(settings["beyond"], tables, kinds)
     protocols, audits, not_run = _protocols(settings, first, seed)
     scores: list[Score] = []
     nuisance: list[dict[str, Any]] = []
@@ -133,17 +134,15 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
             aligned = align(table, alignment, batch=settings["align_by"])
             primary.setdefault(name, aligned)
             facts[words][name] = aligned.facts
+            asker = _Asker(workdir, words, name, kinds[name], aligned, settings["align_by"], seed)
             for protocol in protocols:
-                try:
-                    score = protocol.score(
-                        aligned, representation=name, kind=kinds[name], seed=seed
-                    )
-                except InputError as error:  # too few controls to hold any out, say
-                    not_run[f"{protocol.name} of {name}, {words}"] = str(error)
-                    continue
-                scores.append(dataclasses.replace(score, benchmark=words))
+                row, reason = asker.score(protocol)
+                if row is None:  # too few controls to hold any out, say
+                    not_run[f"{protocol.name} of {name}, {words}"] = reason
+                else:
+                    scores.append(Score.from_row(row))
             if settings["nuisance"] and name in encoders:
-                rows, absent = nuisance_rows(aligned, *_numbers_and_ids(tables, kinds, sources))
+                rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
                 about = {"representation": name, "benchmark": words}
                 nuisance += [about | row for row in rows]
                 not_run |= absent
@@ -153,7 +152,10 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
                   file=sys.stderr)  # fmt: skip
     if not scores:
         raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
-    conditional = _conditional(protocols, primary, tables, encoders, settings, seed)
+    conditional = conditional_rows(
+        protocols, primary, tables, encoders, settings, workdir, benchmark=next(iter(alignments)),
+        seed=seed,
+    )  # fmt: skip
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
     for name, reason in not_run.items():
@@ -190,6 +192,49 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         "plate_maps": {name: _nested(layout.map) for name, layout in screened.layouts.items()},
         "not_run": not_run,
     }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Asker:
+    """One aligned table and what it is asked; answers are kept, and a stopped run goes on there."""
+
+    workdir: Path
+    words: str
+    name: str
+    kind: str
+    table: AlignedTable
+    align_by: str
+    seed: int
+
+    def score(self, protocol: Protocol) -> tuple[dict[str, Any] | None, str]:
+        """`Score.to_row` of a protocol, or None and why there is none."""
+
+        def make() -> list[Any]:
+            try:
+                score = protocol.score(
+                    self.table, representation=self.name, kind=self.kind, seed=self.seed
+                )
+            except InputError as error:
+                return [None, str(error)]
+            return [dataclasses.replace(score, benchmark=self.words).to_row(), ""]
+
+        row, reason = self._kept(protocol.name, identity_of(protocol), make)
+        return row, reason
+
+    def nuisance(
+        self, numbers: Mapping[str, np.ndarray], ids: list[str]
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """`nuisance_rows` of the table."""
+        held = [(name, digest(values)) for name, values in numbers.items()]
+        rows, absent = self._kept(
+            "nuisance", [held, ids], lambda: nuisance_rows(self.table, dict(numbers), ids)
+        )
+        return rows, absent
+
+    def _kept(self, what: str, made_of: Any, make: Callable[[], Any]) -> Any:
+        about = [table_digest(self.table), self.words, self.align_by, self.kind, self.seed]
+        name = f"{self.name}-{self.words}-{what}"
+        return kept(self.workdir / "scores", name, [about, made_of], make)
 
 
 def _check_types(config: Config) -> None:
@@ -257,73 +302,6 @@ def _numbers_and_ids(
     named_by = command_line.names(sources["unique"])
     rows = [str(row) for row in range(len(first.obs))]
     return numbers, unit_names(first.obs, named_by).tolist() if named_by else rows
-
-
-def _check_beyond(text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[str, str]) -> None:
-    """`InputError` before anything is scored for a confound that there is not."""
-    obs = next(iter(tables.values())).obs
-    for name in command_line.names(text):
-        if name in tables and kinds[name] not in ENCODERS:
-            width = tables[name].widths[tables[name].default]
-            if width != 1:
-                raise InputError(
-                    f"evaluate.beyond: {name!r} has {width} features, expected one: strata are "
-                    "bins of one number"
-                )
-        elif name not in obs:
-            raise InputError(
-                f"evaluate.beyond: {name!r} is no floor of the config and no column of the "
-                f"metadata, which has {', '.join(obs.columns)}"
-            )
-
-
-def _conditional(
-    protocols: Sequence[Protocol],
-    aligned: Mapping[str, AlignedTable],
-    tables: Mapping[str, FeatureTable],
-    encoders: Sequence[str],
-    settings: Config,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """What each encoder scores beyond each confound, and the confound beyond itself.
-
-    A row without a value has the reason in "refused".
-    """
-    floors = {
-        name: (tables[name].layer(tables[name].default), table)
-        for name, table in aligned.items()
-        if name not in encoders
-    }
-    first = next(iter(aligned.values()))
-    found: list[dict[str, Any]] = []
-    for asked in command_line.names(settings["beyond"]):
-        confound = (
-            Confound.of_floor(asked, *floors[asked])
-            if asked in floors
-            else Confound.of_column(first, asked)
-        )
-        for protocol in protocols:
-            own = [confound.name] if confound.name in floors else []
-            for name in (*encoders, *own):
-                about = {"target": protocol.name, "beyond": confound.name, "representation": name}
-                try:
-                    rows = beyond(
-                        protocol, aligned[name], confound,
-                        permutations=settings["beyond_permutations"], seed=seed,
-                    )  # fmt: skip
-                except InputError as error:
-                    blank = {"method": None, **dict.fromkeys(COLUMNS)}
-                    found.append({**about, **blank, "refused": str(error)})
-                    continue
-                # Beside itself a confound adds nothing: what is left of it shows how coarse strata
-                # are.
-                found += [
-                    {**about, **row}
-                    for row in rows
-                    if name in encoders or row["method"] == PERMUTATION
-                ]
-            print(f"{protocol.name} beyond {confound.name}", file=sys.stderr)
-    return found
 
 
 def _screening(

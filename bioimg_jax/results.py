@@ -14,7 +14,7 @@ from bioimg_jax.benchmarks.score import SCHEMA_VERSION, headline_rows
 from bioimg_jax.candidates import Trained
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import Fold
+from bioimg_jax.data.splits import Fold, rows_of
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -58,9 +58,7 @@ def target_row(
     audited: dict[str, Any],
 ) -> dict[str, Any]:
     """A target and its metadata audit; rows: the examples that its folds count."""
-    used = np.unique(np.concatenate(
-        [p for f in folds[target.name] for p in (f.train, f.validation, f.test)]
-    ))  # fmt: skip
+    used = rows_of(folds[target.name])
     labels = dataset.metadata[target.column].iloc[rows[used]]
     return {
         "name": target.name,

@@ -4,7 +4,6 @@ What is finished is used again: tables and scores carry a key of everything that
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bioimg_jax import command_line
+from bioimg_jax.benchmarks.answers import Answers
 from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.ladder import selected_members
 from bioimg_jax.benchmarks.score import Score
@@ -25,6 +24,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.aggregate import aggregate
 from bioimg_jax.features.extract import feature_table
 from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.kept import key_of, read_kept, write_kept
 from bioimg_jax.representations.representation import SPREAD_KINDS
 from bioimg_jax.sources import sources_digest
 from bioimg_jax.statistics.intervals import t_interval
@@ -77,23 +77,22 @@ def scores_of(
         "layers": list(table.widths),
         "benchmark": benchmark.identity,
         "target": dataclasses.asdict(target),
-        "folds": [
-            [hashlib.sha256(part.tobytes()).hexdigest() for part in (f.train, f.validation, f.test)]
-            for f in folds
-        ],
+        "folds": [fold.digests for fold in folds],
         "permute": settings["permute_labels"] and evaluation.config["seed"],
         "candidate": [candidate.name, candidate.kind, candidate.seed, candidate.group],
         "settings": dict(candidate.settings),
     }
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    path = workdir / "scores" / f"{candidate.name}-{benchmark.name}-{target.name}.json"
-    if path.exists():
-        try:
-            kept = json.loads(path.read_text())
-        except ValueError:
-            kept = {}  # damaged: made again
-        if kept.get("key") == key:
-            return [Score.from_row(row) for row in kept["scores"]]
+    key = key_of(made_of)
+    name = f"{candidate.name}-{benchmark.name}-{target.name}"
+    path, answers = (workdir / "scores" / f"{name}.{kind}" for kind in ("json", "npz"))
+    kept = read_kept(path, key)
+    if kept is not None:
+        scores = [Score.from_row(row) for row in kept["scores"]]
+        if not kept["answers"]:
+            return scores
+        found = Answers.read(answers, key)
+        if found is not None:
+            return [*scores[:-1], dataclasses.replace(scores[-1], answers=found)]
     tested = rows[np.concatenate([fold.test for fold in folds])]
     table, folds = aggregate(
         table, folds, target, spread_of=table.default if candidate.kind in SPREAD_KINDS else ""
@@ -115,9 +114,13 @@ def scores_of(
         },
         permute_labels_seed=evaluation.config["seed"] if settings["permute_labels"] else None,
     )
-    path.parent.mkdir(exist_ok=True)
+    told = scores[-1].answers if scores else None
     try:
-        command_line.write_json(path, {"key": key, "scores": [score.to_row() for score in scores]})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if told is not None:  # before the scores, which say that they are there
+            told.write(answers, key)
+        rows_of = [score.to_row() for score in scores]
+        write_kept(path, key, {"scores": rows_of, "answers": told is not None})
     except (TypeError, ValueError) as error:  # of one's own: nan, or a type that JSON has not
         raise InputError(
             f"evaluate.benchmarks: {benchmark.name} on {target.name} returned for {candidate.name} "
@@ -177,6 +180,7 @@ def averaged_over_seeds(scores: Sequence[Score], overlap: Mapping[str, float]) -
                 per_unit=per_unit,
                 interval=t_interval(list(per_unit.values()), train_overlap=overlap[target]),
                 other_metrics=_averaged_metrics(members),
+                answers=None,
                 settings={
                     **{k: v for k, v in members[0].settings.items() if k not in ("folds", "seed")},
                     "seeds": [member.seed for member in members],

@@ -91,6 +91,11 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         # What a score is held against, listed before the run: benchmarks/ladder.py.
         "floors": "chance,pixels,twin,selected",
         "delta": 0.03,  # differences below it are "the same"
+        # What scores are conditioned on: count (of nuclei, where they are a representation), or
+        # columns of the metadata. Never "corrected for": a count is often an effect.
+        "beyond": "",
+        "beyond_blocks": "",  # columns: what a label was given to; "" for the widest that fits
+        "beyond_permutations": 199,
         # Verdicts are about these "checkpoints", or about the "method" that several seeds of one
         # recipe stand for, and then pay for the spread of the seeds.
         "claim": "checkpoints",

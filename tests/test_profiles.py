@@ -184,6 +184,43 @@ def test_what_stands_beside_the_scores_is_in_results_report_and_files(tmp_path: 
         assert f">{heading}</h2>" in page, heading
 
 
+def test_a_run_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = screen(tmp_path, signal=2.0)
+    settings = config(
+        path, alignments="none", benchmarks="nsc,nscb_unidino", beyond="count", nuisance=True
+    )
+    workdir = tmp_path / "out"
+    before = profiles.evaluate_profiles(settings, workdir)
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    with monkeypatch.context() as patched:
+        for name in ("profiles.nuisance_rows", "profile_beyond.beyond"):
+            patched.setattr(f"bioimg_jax.{name}", again)
+        patched.setattr("bioimg_jax.profiles.Protocol.score", _only_metadata(again))
+        assert profiles.evaluate_profiles(settings, workdir) == before
+    wells = pd.read_csv(path, keep_default_na=False)
+    wells.loc[3, "f0"] += 1.0  # another table: nothing is used again
+    wells.to_csv(path, index=False)
+    changed = profiles.evaluate_profiles(settings, workdir)
+    assert changed["nuisance"] != before["nuisance"]
+    count = [of(results, "nsc", "none", "count")["value"] for results in (before, changed)]
+    assert count[0] == count[1]
+
+
+def _only_metadata(otherwise: Any) -> Any:
+    """`Protocol.score` for the audit, which is made anew every time, and `otherwise`."""
+    original = profiles.Protocol.score
+
+    def score(self: Any, table: Any, *, kind: str, **about: Any) -> Any:
+        return (original if kind == "metadata" else otherwise)(self, table, kind=kind, **about)
+
+    return score
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

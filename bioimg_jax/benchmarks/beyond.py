@@ -22,9 +22,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bioimg_jax.benchmarks.protocols import Protocol, of_metadata
+from bioimg_jax.benchmarks.confound import (
+    ADDED,
+    PERMUTATION,
+    RESIDUALISED,
+    Confound,
+    conditional_row,
+    refused_row,
+)
+from bioimg_jax.benchmarks.protocols import Protocol
 from bioimg_jax.benchmarks.score import Score
-from bioimg_jax.data.levels import is_numeric
 from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
@@ -37,52 +44,14 @@ from bioimg_jax.statistics.conditional import (
 from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval
 from bioimg_jax.statistics.resampling import Paired, n_resamples
 
-PERMUTATION, ADDED, RESIDUALISED = (
-    "conditional permutation",
-    "added value",
-    "linear residualisation",
-)
-COLUMNS = ("value", "lower", "upper", "observed", "alone", "p", "n", "n_retained")
 WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # half turns over all ranks
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Confound:
-    """What scores are conditioned on.
-
-    values: [n], of every row of the tables, numbers or names; floor: the same as features, whose
-      score is that of the confound alone.
-    """
-
-    name: str
-    values: pd.Series
-    is_number: bool
-    floor: AlignedTable
-
-    @classmethod
-    def of_column(cls, table: AlignedTable, column: str) -> "Confound":
-        """A column of the metadata."""
-        values = table.obs[column]
-        return cls(column, values, is_numeric(values), of_metadata(table, [column]))
-
-    @classmethod
-    def of_floor(cls, name: str, raw: np.ndarray, aligned: AlignedTable) -> "Confound":
-        """A floor of one feature: raw [n, 1], and aligned as the encoders are."""
-        values = pd.Series(raw[:, 0].astype(np.float64), aligned.obs.index)
-        return cls(name, values, True, aligned)
-
-    @property
-    def columns(self) -> np.ndarray:
-        """As numbers, float64 [n, p]: a number itself, or one-hot names."""
-        if self.is_number:
-            return self.values.to_numpy(np.float64)[:, None]
-        return pd.get_dummies(self.values.astype(str)).to_numpy(np.float64)
 
 
 def beyond(
     protocol: Protocol,
     table: AlignedTable,
     confound: Confound,
+    floor: AlignedTable,
     *,
     permutations: int,
     seed: int,
@@ -94,11 +63,15 @@ def beyond(
     parts (`AlignedTable.parts`) the mean, with twice the mean p (Vovk & Wang, Biometrika 107,
     2020).
 
+    Args:
+      confound: of every row of the table.
+      floor: the confound as features, whose score is that of the confound alone.
+
     Raises:
       InputError: labels and confound do not overlap.
     """
     protocol = protocol.with_settings(permutations=0)  # its own p-values are of something else
-    parts = list(_parts(protocol, table, confound))
+    parts = list(_parts(protocol, table, confound, floor))
     methods: dict[str, Callable[[_Part, np.ndarray, Overlap], dict[str, Any]]] = {
         PERMUTATION: lambda part, _, overlap: _permuted(
             protocol, part, overlap, permutations, seed
@@ -113,7 +86,7 @@ def beyond(
         try:
             found.append(_mean([method(*part) for part in parts]) | {"refused": ""})
         except InputError as error:
-            found.append({"method": name, **dict.fromkeys(COLUMNS), "refused": str(error)})
+            found.append(refused_row(name, error))
     return found
 
 
@@ -186,19 +159,19 @@ class _Part:
 
 
 def _parts(
-    protocol: Protocol, table: AlignedTable, confound: Confound
+    protocol: Protocol, table: AlignedTable, confound: Confound, floor: AlignedTable
 ) -> Iterator[tuple[_Part, np.ndarray, Overlap]]:
     """Each part of the table, the floor's features of the same rows, and what overlaps there."""
     whole = CONTROL not in protocol.needs
     nobody = np.zeros(len(table.obs), bool)
     mine = [(table.features, nobody)] if whole else table.parts()
-    floors = [(confound.floor.features, nobody)] if whole else confound.floor.parts()
+    floors = [(floor.features, nobody)] if whole else floor.parts()
     held = list(floors)
     for i, (features, negatives) in enumerate(mine):
         # A floor from metadata is not aligned, and has the same features in every part.
-        floor = held[min(i, len(held) - 1)][0]
+        of_floor = held[min(i, len(held) - 1)][0]
         part = _Part.of(protocol, table, features, negatives)
-        yield part, floor[part.asked], part.overlap(protocol, confound)
+        yield part, of_floor[part.asked], part.overlap(protocol, confound)
 
 
 def _permuted(
@@ -214,7 +187,7 @@ def _permuted(
         seed=seed,
     )
     about = {"observed": found.observed, "alone": found.null, "p": found.p}
-    return _row(PERMUTATION, found.value, found.interval, overlap, **about)
+    return conditional_row(PERMUTATION, found.value, found.interval, overlap, **about)
 
 
 def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap) -> dict[str, Any]:
@@ -233,7 +206,7 @@ def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap)
         p = None if bool(paired.constant) else float(paired.p_greater())
     means = {side: float(np.mean([of[unit] for unit in units]))
              for side, of in (("observed", joint), ("alone", alone))}  # fmt: skip
-    return _row(ADDED, float(gain.mean()), t_interval(gain), overlap, **means, p=p)
+    return conditional_row(ADDED, float(gain.mean()), t_interval(gain), overlap, **means, p=p)
 
 
 def _residualised(
@@ -245,15 +218,7 @@ def _residualised(
     features[rows] = left.features
     score = part.score(protocol, overlap, overlap.labels, features)
     about = {"observed": None, "alone": None, "p": None}
-    return _row(RESIDUALISED, score.value, score.interval, overlap, **about)
-
-
-def _row(
-    method: str, value: float, interval: tuple[float, float] | None, overlap: Overlap, **about: Any
-) -> dict[str, Any]:
-    lower, upper = interval or (None, None)
-    return {"method": method, "value": value, "lower": lower, "upper": upper, **about,
-            "n": overlap.n, "n_retained": len(overlap.rows)}  # fmt: skip
+    return conditional_row(RESIDUALISED, score.value, score.interval, overlap, **about)
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from sklearn import metrics
 
+from bioimg_jax.benchmarks.answers import Answers
 from bioimg_jax.benchmarks.score import SELECTED, Score
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import Fold, unit_names
+from bioimg_jax.data.splits import Fold, rows_of, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
@@ -126,11 +127,14 @@ def classification_scores(
             other_metrics=pooled,
             unit_rows=unit_rows,
             settings={**shared, "folds": settings_of(chosen, block)},
+            answers=_answers_of(task, folds, chosen) if is_final(block) else None,
         )
 
+    def is_final(block: str) -> bool:
+        return block == SELECTED or len(layers) == 1
+
     def settings_of(chosen: list[_Run], block: str) -> list[dict[str, Any]]:
-        final = block == SELECTED or len(layers) == 1
-        if not (pseudo and len(folds) > 1 and kind == "untrained" and final):
+        if not (pseudo and len(folds) > 1 and kind == "untrained" and is_final(block)):
             return [run.settings for run in chosen]
         # The ladder may take another member of the family in every fold, and pseudo-values are of
         # all folds' answers together.
@@ -185,9 +189,7 @@ class Task:
         cls, table: FeatureTable, folds: Sequence[Fold], target: Target, permute_seed: int | None
     ) -> "Task":
         check_target(target)
-        used = np.unique(
-            np.concatenate([p for f in folds for p in (f.train, f.validation, f.test)])
-        )
+        used = rows_of(folds)
         obs = table.obs.iloc[used]
         classes, labels = np.unique(
             obs[target.column].astype(str).to_numpy(str), return_inverse=True
@@ -322,6 +324,12 @@ def _test_metrics(
         "auroc": float(np.mean(aurocs)) if aurocs else None,
     }  # fmt: skip
     return {task.unit_names[unit]: value for unit, value in per_unit.items()}, pooled
+
+
+def _answers_of(task: Task, folds: Sequence[Fold], runs: Sequence[_Run]) -> Answers:
+    rows = np.concatenate([fold.test for fold in folds])
+    votes = np.concatenate([run.votes for run in runs])
+    return Answers.of_votes(rows, votes, task.classes, [run.settings["layer"] for run in runs])
 
 
 def _unit_answers(task: Task, fold: Fold, run: _Run) -> dict[str, dict[str, list[float]]]:

@@ -16,6 +16,7 @@ without a positive, or with too few others, is left out and counted.
 """
 
 import dataclasses
+import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,13 @@ class Activities:
     um: np.ndarray
     rows: int
     duplicates: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the pairs and their concentrations."""
+        rows = zip(self.compounds, self.genes, self.um.tolist(), strict=True)
+        text = "\n".join(f"{compound}\t{gene}\t{um!r}" for compound, gene, um in rows)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -257,7 +265,8 @@ class CompoundGene:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings}
+        about = {"known": self.known.digest, "seed": self.seed, "columns": [self.gene, self.dose]}
+        return {"name": self.name, **self._settings, **about}
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ count, and chance the share of all pairs that do: 0.10, less what whole ranks co
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,12 @@ class PairList:
     rows: int
     duplicates: int
     self_pairs: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names."""
+        text = "\n".join("\t".join(pair) for pair in self.names.tolist())
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +280,8 @@ class Relationships:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings}
+        about = {"pairs": self.pairs.digest, "seed": self.seed, "arm": self.arm}
+        return {"name": self.name, **self._settings, **about}
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Activity:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings}
+        return {"name": self.name, **self._settings, "seed": self.seed}
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bioimg_jax.benchmarks.answers import Answers
+
 SCHEMA_VERSION = 5  # of results.json, whose rows these are; docs/results_schema.md has its rules
 SELECTED = "selected"  # block and pooling of the row whose layer was chosen on validation units
 
@@ -23,6 +25,7 @@ class Score:
       many as an even sample of its classes has.
     verdict: of the encoder's chosen layer, from `statistics.verdict`; "confounded" for every row of
       a target that the audit has ruled out; else "".
+    answers: of the row whose layer was chosen, for scores to be counted again; in no row of JSON.
     """
 
     benchmark: str
@@ -48,10 +51,12 @@ class Score:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     unit_rows: dict[str, int] = dataclasses.field(default_factory=dict)
     verdict: str = ""
+    answers: Answers | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_row(self) -> dict[str, Any]:
         """The row as JSON takes it."""
-        row = dataclasses.asdict(self)
+        row = dataclasses.asdict(dataclasses.replace(self, answers=None))
+        del row["answers"]
         row["interval"] = None if self.interval is None else list(self.interval)
         row["unit"] = list(self.unit)
         return row

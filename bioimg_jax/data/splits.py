@@ -1,6 +1,7 @@
 """Metadata and a target's declaration in, folds of example indices out. Pure functions."""
 
 import dataclasses
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,16 @@ class Fold:
     validation: np.ndarray
     test: np.ndarray
     unit: tuple[str, ...]  # metadata columns of the target's unit of independence
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of each part's indices."""
+        return [hashlib.sha256(getattr(self, part).tobytes()).hexdigest() for part in PARTS]
+
+
+def rows_of(folds: Sequence[Fold]) -> np.ndarray:
+    """Every index that is in some part of some fold, ascending int64."""
+    return np.unique(np.concatenate([getattr(fold, part) for fold in folds for part in PARTS]))
 
 
 def unit_names(metadata: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:

@@ -339,6 +339,24 @@ def answers(
     return score
 
 
+def retained(folds: Sequence[Fold], rows: np.ndarray, confound: str) -> list[Fold]:
+    """Folds with those of their rows alone that are among `rows`.
+
+    Raises:
+      InputError: a part of a fold without a row.
+    """
+    found = []
+    for fold in folds:
+        parts = {of: getattr(fold, of)[np.isin(getattr(fold, of), rows)] for of in PARTS}
+        for part, left in parts.items():
+            if not len(left):
+                raise InputError(
+                    f"fold {fold.name!r} has no row left in its part {part!r} beyond {confound}"
+                )
+        found.append(dataclasses.replace(fold, **parts))
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class AddedValue:
     """The score of [floor, encoder] less that of [floor], on rows that no fit has seen.
@@ -372,7 +390,7 @@ class AddedValue:
 def added_value(
     overlap: Overlap,
     floor: np.ndarray,
-    encoder: np.ndarray,
+    encoder: np.ndarray | Sequence[np.ndarray],
     folds: Sequence[Fold],
     units: np.ndarray | pd.Series,
     *,
@@ -392,7 +410,8 @@ def added_value(
     A floor that was measured with error leaves some of what it measures for the encoder to add.
 
     Args:
-      floor, encoder: features [n, p] and [n, d], raw.
+      floor, encoder: features [n, p] and [n, d], raw; or of the encoder those of each fold, where
+        folds chose other layers.
       folds: of the n rows; the retained ones of each part are used.
       units: [n], the unit of independence of each row.
       metric: of `unit_metric`, or "r2" for labels that are numbers.
@@ -401,8 +420,9 @@ def added_value(
       InputError: lengths other than n, a feature that is not finite, a part of a fold without a
         retained row, a class without a training row.
     """
-    sides = {"floor": np.asarray(floor), "encoder": np.asarray(encoder)}
-    for what, side in sides.items():
+    floor = np.asarray(floor)
+    encoders = [encoder] * len(folds) if isinstance(encoder, np.ndarray) else list(encoder)
+    for what, side in (("floor", floor), *(("encoder", one) for one in encoders)):
         if side.ndim != 2 or len(side) != overlap.n:
             raise InputError(f"added value: {what} {side.shape}, expected [{overlap.n}, columns]")
         check_finite(side, f"{what} row")
@@ -414,9 +434,9 @@ def added_value(
     place[overlap.rows] = np.arange(len(overlap.rows))
     goal = overlap.labels[:, None] if number else np.eye(len(classes))[code]  # [m, targets]
 
-    kept = [_retained(fold, place, overlap.confound) for fold in folds]
+    kept = retained(folds, overlap.rows, overlap.confound)
     chosen, answered, constant = [], [], []
-    for fold in kept:
+    for fold, mine in zip(kept, encoders, strict=True):
         train, validation, test = (place[getattr(fold, part)] for part in PARTS)
         absent = np.setdiff1d(np.empty(0, int) if number else code, code[train])
         if len(absent):
@@ -425,7 +445,7 @@ def added_value(
                 f"{fold.name!r} beyond {overlap.confound}"
             )
         rows = np.concatenate([fold.train, fold.validation, fold.test])
-        floor_rows, encoder_rows = (side[rows].astype(np.float64) for side in sides.values())
+        floor_rows, encoder_rows = (side[rows].astype(np.float64) for side in (floor, mine))
         kernels = _kernels(floor_rows, encoder_rows, len(train), seed)
         answer, settings = _answered(*kernels, goal[train], goal[validation])
         answered.append(answer)
@@ -589,17 +609,6 @@ def _values(of: Mapping[str, float]) -> dict[str, float]:
         if not math.isfinite(value):
             raise InputError(f"conditional score: unit {unit!r} has the score {value}")
     return dict(of)
-
-
-def _retained(fold: Fold, place: np.ndarray, confound: str) -> Fold:
-    parts = {part: getattr(fold, part)[place[getattr(fold, part)] >= 0] for part in PARTS}
-    for part, rows in parts.items():
-        if not len(rows):
-            raise InputError(
-                f"added value: fold {fold.name!r} has no row left in its part {part!r} beyond "
-                f"{confound}"
-            )
-    return dataclasses.replace(fold, **parts)
 
 
 def _answered(

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bioimg_jax.benchmarks.beyond import ADDED, PERMUTATION, Confound, beyond
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols
+from bioimg_jax.benchmarks.beyond import beyond
+from bioimg_jax.benchmarks.confound import ADDED, PERMUTATION, Confound
+from bioimg_jax.benchmarks.protocols import Protocol, find_protocols, of_metadata
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from tests.benchmarks import screens
@@ -21,16 +22,22 @@ def protocol(name: str, obs: pd.DataFrame, **options: str) -> Protocol:
     return found[0]
 
 
-def of_count(count: np.ndarray, obs: pd.DataFrame) -> Confound:
+def of_count(count: np.ndarray, obs: pd.DataFrame) -> tuple[Confound, AlignedTable]:
     floor = screens.table(count[:, None], obs)
-    return Confound.of_floor("count", count[:, None].astype(np.float32), floor)
+    return Confound.of_number("count", count, obs), floor
+
+
+def of_column(table: AlignedTable, column: str) -> tuple[Confound, AlignedTable]:
+    return Confound.of_column(table.obs, column), of_metadata(table, [column])
 
 
 def by_method(rows: list[dict]) -> dict[str, dict]:
     return {row["method"]: row for row in rows}
 
 
-def screen(seed: int, *, own: float, counted: float) -> tuple[AlignedTable, Confound]:
+def screen(
+    seed: int, *, own: float, counted: float
+) -> tuple[AlignedTable, tuple[Confound, AlignedTable]]:
     """Features of the compound's own place (own) and of its class's number of cells (counted)."""
     obs = screens.wells(compounds=48, plates=3, seed=seed)
     rng = np.random.default_rng(seed)
@@ -50,7 +57,7 @@ def test_a_score_from_the_count_alone_is_none_beyond_it() -> None:
     p = []
     for seed in range(8):
         table, confound = screen(seed, own=0.0, counted=1.0)
-        found = by_method(beyond(protocol("nsc", table.obs), table, confound,
+        found = by_method(beyond(protocol("nsc", table.obs), table, *confound,
                                  permutations=99, seed=0))  # fmt: skip
         p.append(found[PERMUTATION]["p"])
         assert abs(found[PERMUTATION]["value"]) < 0.25
@@ -60,7 +67,7 @@ def test_a_score_from_the_count_alone_is_none_beyond_it() -> None:
 @pytest.mark.parametrize("name", ["nsc", "consistency"])
 def test_a_score_of_its_own_is_all_there_beyond_it(name: str) -> None:
     table, confound = screen(1, own=1.0, counted=0.0)
-    rows = beyond(protocol(name, table.obs), table, confound, permutations=99, seed=0)
+    rows = beyond(protocol(name, table.obs), table, *confound, permutations=99, seed=0)
     found = by_method(rows)
     assert found[PERMUTATION]["p"] == 0.01 and found[PERMUTATION]["value"] > 0.3
     assert found[ADDED]["value"] > 0.3 and found[ADDED]["p"] < 0.01
@@ -86,7 +93,7 @@ def test_wells_that_differ_from_controls_in_number_alone_are_active_and_not_beyo
     own[obs["control"]] = rng.normal(0, 1, (int(obs["control"].sum()), 8))
     activity = protocol("activity", obs)
     counted, alone = (
-        by_method(beyond(activity, screens.table(x, obs), of_count(count, obs),
+        by_method(beyond(activity, screens.table(x, obs), *of_count(count, obs),
                          permutations=39, seed=0))
         for x in (seen, np.hstack([0.1 * seen, own]))
     )  # fmt: skip
@@ -110,7 +117,7 @@ def test_pairs_of_genes_are_beyond_the_count_where_they_are(tmp_path) -> None:
              if complexes[i] == complexes[j]]  # fmt: skip
     path.write_text("gene1,gene2\n" + "\n".join(f"{a},{b}" for a, b in pairs))
     of_pairs = protocol("relationships", obs, pair_lists=str(path))
-    rows = by_method(beyond(of_pairs, screens.table(features, obs), of_count(count, obs),
+    rows = by_method(beyond(of_pairs, screens.table(features, obs), *of_count(count, obs),
                             permutations=39, seed=0))  # fmt: skip
     assert rows[PERMUTATION]["observed"] > 0.6
     # Names change places with three others at most: some pairs stay where they are.
@@ -123,19 +130,19 @@ def test_what_does_not_overlap_is_refused() -> None:
     table, _ = screen(0, own=1.0, counted=0.0)
     obs = table.obs.assign(week=table.obs["moa"].fillna("m0"))
     held = screens.table(table.features, obs)
-    confound = Confound.of_column(held, "week")
+    confound = of_column(held, "week")
     with pytest.raises(InputError, match="nothing can be said beyond week: labels do not overlap"):
-        beyond(protocol("nsc", obs), held, confound, permutations=9, seed=0)
-    several = Confound.of_column(held, "plate")
+        beyond(protocol("nsc", obs), held, *confound, permutations=9, seed=0)
+    several = of_column(held, "plate")
     with pytest.raises(InputError, match="expected one a block"):
-        beyond(protocol("nsc", obs), held, several, permutations=9, seed=0)
+        beyond(protocol("nsc", obs), held, *several, permutations=9, seed=0)
 
 
 def test_a_confound_is_a_column_or_a_floor_of_one_feature() -> None:
     table, counted = screen(0, own=1.0, counted=0.0)
-    found = Confound.of_column(table, "batch")
+    found, _ = of_column(table, "batch")
     assert not found.is_number and found.columns.shape == (len(table.obs), 2)
-    assert counted.is_number and counted.columns.shape == (len(table.obs), 1)
+    assert counted[0].is_number and counted[0].columns.shape == (len(table.obs), 1)
 
 
 def test_controls_without_a_dose_are_controls_all_the_same() -> None:
@@ -149,7 +156,7 @@ def test_controls_without_a_dose_are_controls_all_the_same() -> None:
     for dose in (0.0, np.nan):
         held = obs.assign(dose=obs["dose"].where(~obs["control"], dose))
         rows = beyond(protocol("activity", held), screens.table(own, held),
-                      of_count(count, held), permutations=19, seed=0)  # fmt: skip
+                      *of_count(count, held), permutations=19, seed=0)  # fmt: skip
         found.append(by_method(rows)[PERMUTATION])
     assert found[0]["value"] > 0.5 and found[0]["p"] == 0.05
     assert found[1] == pytest.approx(found[0])
@@ -160,17 +167,17 @@ def test_bins_are_made_inside_a_plate() -> None:
     count = np.random.default_rng(0).normal(size=len(obs))
     table = screens.table(np.eye(20)[np.arange(len(obs)) % 20], obs)
     activity = protocol("activity", obs)
-    rows = beyond(activity, table, of_count(count, obs), permutations=2, seed=0)
+    rows = beyond(activity, table, *of_count(count, obs), permutations=2, seed=0)
     assert rows[0]["n_retained"] > 0.95 * rows[0]["n"]
 
 
 def test_one_method_that_cannot_be_is_one_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, confound = screen(1, own=1.0, counted=0.0)
+    table, (confound, floor) = screen(1, own=1.0, counted=0.0)
     values = confound.values.copy()
     values.iloc[5] = np.nan  # that row is left out, of all three
     lacking = dataclasses.replace(confound, values=values)
     nsc = protocol("nsc", table.obs)
-    rows = beyond(nsc, table, lacking, permutations=9, seed=0)
+    rows = beyond(nsc, table, lacking, floor, permutations=9, seed=0)
     assert [row["refused"] for row in rows] == ["", "", ""]
     assert all(row["n_retained"] < row["n"] for row in rows)
 
@@ -178,6 +185,6 @@ def test_one_method_that_cannot_be_is_one_reason(monkeypatch: pytest.MonkeyPatch
         raise InputError("too many columns")
 
     monkeypatch.setattr("bioimg_jax.benchmarks.beyond.residualised", refuse)
-    rows = beyond(nsc, table, lacking, permutations=9, seed=0)
+    rows = beyond(nsc, table, lacking, floor, permutations=9, seed=0)
     assert [row["refused"] for row in rows] == ["", "", "too many columns"]
     assert rows[2]["value"] is None and rows[0]["value"] is not None

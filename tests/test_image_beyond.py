@@ -1,0 +1,123 @@
+"""Scores of images beyond a confound: what is asked, kept on disk, and refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bioimg_jax.benchmarks.ridge import Ridge
+from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import make_folds
+from bioimg_jax.errors import InputError
+from bioimg_jax.features.aggregate import aggregate
+from bioimg_jax.features.table import FeatureTable, read_table, write_table
+from bioimg_jax.image_beyond import check_beyond, conditional_rows
+from bioimg_jax.representations.nuclei import FEATURE_NAMES
+
+SETTINGS = {
+    "beyond": "count,a b", "beyond_blocks": "", "beyond_permutations": 49, "permute_labels": False,
+}  # fmt: skip
+TARGET = Target(name="drug", column="drug", unit=("plate",), split="leave_one_out")
+BY_WELL = Target(
+    name="wells", column="drug", unit=("plate",), split="leave_one_out", aggregate=("plate", "well")
+)
+NUISANCE = Target(name="plate", column="drug", unit=("well",), split="leave_one_out", nuisance=True)
+
+
+def tables(folder: Path) -> dict[str, FeatureTable]:
+    """An encoder of the drug, with two layers, and nuclei whose number says nothing."""
+    rng = np.random.default_rng(0)
+    rows = [(f"P{p}", f"W{w:02d}") for p in range(5) for w in range(24) for _ in range(2)]
+    obs = pd.DataFrame(rows, columns=["plate", "well"])
+    well = np.arange(len(obs)) // 2
+    obs["drug"] = np.where(well % 2, "A", "B")
+    obs["a b"] = np.where(well % 24 < 12, "left", "right")
+    count = rng.poisson(30, len(obs))
+    found = {}
+    for name in ("encoder", "nuclei"):
+        own = (well % 2)[:, None] + rng.normal(0, 0.7, (len(obs), 3))
+        nuclei = np.zeros((len(obs), len(FEATURE_NAMES)))
+        nuclei[:, FEATURE_NAMES.index("count")] = count
+        layers = {"nuclei": nuclei} if name == "nuclei" else {"0/mean": own[:, :1], "1/mean": own}
+        widths = {layer: values.shape[1] for layer, values in layers.items()}
+        whole = [(np.arange(len(obs)), layers)]
+        path, last = folder / f"{name}.h5ad", next(reversed(widths))
+        write_table(path, obs, widths, last, whole, {"key": name}, dtype="float32")
+        found[name] = read_table(path)
+    return found
+
+
+def scored(table: FeatureTable, target: Target, kind: str = "trained") -> Score:
+    profiles, folds = aggregate(table, make_folds(table.obs, target), target)
+    return Ridge().scores(
+        profiles, folds, target, representation="encoder", kind=kind, seed=0, exposure="none",
+        settings={}, permute_labels_seed=None,
+    )[-1]  # fmt: skip
+
+
+def asked(folder: Path, held: dict[str, FeatureTable], **changes: Any) -> list[dict[str, Any]]:
+    targets = (TARGET, BY_WELL, NUISANCE)
+    scores = [scored(held["encoder"], target) for target in targets]
+    scores.append(scored(held["nuclei"], TARGET, kind="count"))
+    folds = {target.name: make_folds(held["encoder"].obs, target) for target in targets}
+    return conditional_rows(
+        SETTINGS | changes, [Ridge()], targets, folds, scores, held.__getitem__, folder, seed=0
+    )
+
+
+def test_encoders_are_asked_about_every_confound_and_target(tmp_path: Path) -> None:
+    rows = asked(tmp_path / "out", tables(tmp_path))
+    assert {(row["target"], row["beyond"]) for row in rows} == {
+        (target, beyond) for target in ("drug", "wells") for beyond in ("count", "a b")
+    }
+    assert {row["representation"] for row in rows} == {"encoder", "count", "a b"}
+    assert {row["blocks"] for row in rows if row["target"] == "drug"} == {"plate/well"}
+    found = {
+        (row["target"], row["beyond"], row["representation"], row["method"]): row for row in rows
+    }
+    own = found["drug", "count", "encoder", "conditional permutation"]
+    assert own["p"] == 0.02 and own["value"] > 0.15 and own["n"] == 240
+    profiles = found["wells", "count", "encoder", "conditional permutation"]
+    assert profiles["n"] == 120 and profiles["observed"] > own["observed"]  # means of two images
+    assert found["drug", "count", "encoder", "added value"]["value"] > 0.15
+    nothing = found["drug", "a b", "a b", "conditional permutation"]
+    assert nothing["value"] == pytest.approx(0.0, abs=0.02)
+    assert not [row for row in rows if row["refused"]]
+    assert sum(path.suffix == ".json" for path in (tmp_path / "out" / "beyond").iterdir()) == 8
+
+
+def test_what_was_asked_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = tables(tmp_path)
+    before = asked(tmp_path / "out", held)
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    for name in ("beyond_probe", "beyond_itself"):
+        monkeypatch.setattr(f"bioimg_jax.image_beyond.{name}", again)
+    assert asked(tmp_path / "out", held) == before
+    with pytest.raises(AssertionError, match="made again"):
+        asked(tmp_path / "out", held, beyond_permutations=48)
+
+
+def test_nothing_is_asked_of_permuted_labels_or_without_a_confound(tmp_path: Path) -> None:
+    held = tables(tmp_path)
+    assert asked(tmp_path, held, permute_labels=True) == []
+    assert asked(tmp_path, held, beyond="") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beyond": "cells"}, "evaluate.beyond: 'cells', expected count or a column"),
+        ({"beyond_blocks": "wel"}, "evaluate.beyond_blocks: 'wel', expected columns of the meta"),
+        ({"beyond_permutations": 0}, "evaluate.beyond_permutations: 0, expected 1 or more"),
+        ({"beyond": "count"}, "'count' is the number of nuclei; add 'nuclei' to"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_scored(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_beyond(SETTINGS | {"beyond": ""} | changes, ["plate", "well"], ["encoder"])
