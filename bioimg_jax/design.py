@@ -24,6 +24,7 @@ from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, check_classes, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aggregate import Examples, examples_of
+from bioimg_jax.image_beyond import check_beyond
 from bioimg_jax.representations.representation import TOKENS
 from bioimg_jax.representations.truth import TruthRepresentation
 from bioimg_jax.statistics.audit import audit
@@ -62,7 +63,8 @@ def check_settings(evaluation: Evaluation, dataset: Dataset) -> None:
             f"data set {dataset.declaration.name!r} declares no target to evaluate: its labels, "
             "plates and wells are too few for training, validation and test units"
         )
-    own_floors(evaluation)
+    represented = own_floors(evaluation).names
+    check_beyond(evaluation.settings, list(dataset.metadata.columns), represented)
     dataset.check_crop(evaluation.crop_px)
     for target in targets:
         if target.truth and not target.nuisance:

@@ -34,7 +34,7 @@ from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.illustrate import write_examples, write_illustrations
 from bioimg_jax.image_audits import audits
-from bioimg_jax.image_beyond import check_beyond, conditional_rows
+from bioimg_jax.image_beyond import conditional_rows
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.results import (
@@ -77,7 +77,6 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     probed = {name: one.folds for name, one in examples.items()}  # of what a probe is given
     audited = audited_targets(evaluation, examples, targets)
     to_score = candidates(evaluation, dataset)
-    check_beyond(settings, list(used.columns), [one.name for one in to_score])
     n_classes = {t.name: used[t.column].nunique() for t in targets}
     print(
         budget(benchmarks, to_score, probed, n_classes, n_images=len(rows),

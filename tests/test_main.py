@@ -208,6 +208,8 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
         evaluate__floors=floors,
         evaluate__untrained_seeds=1,
         evaluate__blocks=1,
+        evaluate__beyond="count,plate",
+        evaluate__beyond_permutations=19,
         **everything,
     )
     assert main(given) == 0
@@ -219,6 +221,14 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
     page = (workdir / "report.html").read_text()
     for section in ("ladder", "doubts", "beside", "maps", "galleries", "untrained", "scores"):
         assert f'id="{section}"' in page
+    beyond = {(row["beyond"], row["representation"]) for row in results["conditional"]}
+    assert beyond == {(of, name) for of in ("count", "plate") for name in ("mae_vit", of)}
+    assert any(row["value"] is not None for row in results["conditional"])
+    for row in results["conditional"]:
+        assert (row["value"] is None) == bool(row["refused"])
+        for key in row:
+            assert f"`{key}`" in documented, key
+    assert "Beyond a confound</h2>" in page
     assert results["segmentation"]["n_images"] == 1008
     assert {row["representation"] for row in results["geometry"]} >= {"mae_vit", "pixels"}
     assert results["duplicates"]["treatment"]["n_duplicates"] <= 4  # of 432: cells that look alike

@@ -47,6 +47,7 @@ from bioimg_jax.statistics.neighbours import with_angles
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
+LEVEL = 0.05  # of a p-value by itself: its share where no treatment does anything
 METRIC = "normalised_map"
 GROUP, TREATED = "treatment", "treated"  # columns that pairs are made by
 
@@ -122,6 +123,7 @@ class Activity:
                 other_metrics={
                     "map": float(by_treatment["map"].mean().mean()),
                     "fraction_active": n_active / max(int(tested.sum()), 1),
+                    "fraction_p05": float(np.mean(p[tested] <= LEVEL)) if tested.any() else None,
                 },
                 settings={
                     **self._settings,

@@ -11,7 +11,7 @@ from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.benchmarks.retrieval import METRIC, Activity
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import align
-from bioimg_jax.features.alignment import find_alignment
+from bioimg_jax.features.alignment import METHODS, find_alignment
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.probes.average_precision import chance
 from tests.benchmarks import screens
@@ -114,6 +114,45 @@ def test_negatives_are_controls_that_the_alignment_has_not_seen(tmp_path: Path) 
         batch="plate",
     )
     assert at_one.facts["controls_shared"] and len(list(at_one.parts())) == 1
+
+
+def nothing(seed: int, *, positions: bool) -> FeatureTable:
+    """A screen in which no treatment does anything, on plates that differ; 60 features."""
+    obs = screens.wells(plates=4, compounds=48, controls=24, seed=seed).drop(columns="batch")
+    rng = np.random.default_rng(seed)
+    # The same map on every plate, as plates have: a control's place is one on all of them.
+    order = obs.groupby("plate")["compound"].transform(lambda names: names.argsort().argsort())
+    obs["well"] = [f"W{place:02d}" for place in order]
+    plate = pd.factorize(obs["plate"])[0]
+    mixing = np.linalg.qr(rng.normal(size=(60, 60)))[0] * (30 * np.arange(1, 61) ** -0.7)
+    features = rng.normal(size=(len(obs), 60)) @ mixing.T + 5 * rng.normal(size=(4, 60))[plate]
+    return screens.table(features, obs if positions else obs.drop(columns="well"))
+
+
+def share_at_005(alignment: str, *, positions: bool, seeds: int) -> float:
+    """Share of the treatments with p ≤ 0.05, mean over screens."""
+    found = []
+    for seed in range(seeds):
+        table = nothing(seed, positions=positions)
+        aligned = align(table, find_alignment(alignment), batch="plate")
+        activity = find_protocols(
+            "activity", list(table.obs.columns),
+            {"average": "mean", "permutations": 199, "pair_lists": "", "activities": ""}, seed=seed,
+        )[0][0]  # fmt: skip
+        score = activity.score(aligned, representation="x", kind="imported", seed=0)
+        assert score.settings["parts"] == (2 if positions and alignment != "none" else 1)
+        found.append(score.other_metrics["fraction_p05"])
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("alignment", ["none", *METHODS])
+def test_after_every_alignment_treatments_without_effect_are_not_active(alignment: str) -> None:
+    assert share_at_005(alignment, positions=True, seeds=4) <= 0.07
+
+
+@pytest.mark.parametrize("alignment", ["sphering", "tvn"])
+def test_with_controls_that_the_alignment_has_seen_they_are(alignment: str) -> None:
+    assert share_at_005(alignment, positions=False, seeds=1) > 0.15
 
 
 def test_consistency_is_classes_among_other_compounds(tmp_path: Path) -> None:
