@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from bioimg_jax import command_line
+from bioimg_jax.benchmarks.beyond_expression import beyond_expression, spot_confounds
 from bioimg_jax.benchmarks.expression import (
     OFFICIAL,
     Experiment,
@@ -115,6 +116,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     )  # fmt: skip
     entries = _entries(config["features"], workdir)
     floors, omitted = _floors(settings["floors"], entries)
+    _check_beyond(settings)
     not_run |= undefined_protocols(experiment)
     for name, reason in not_run.items():
         print(f"not run: {name}, because {reason}", file=sys.stderr)
@@ -143,6 +145,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
                   overlap={variant: shared})
         )  # fmt: skip
     scores = with_verdicts(scores, audits, verdicts)
+    conditional = _conditional(settings, task, experiment, entries, config["seed"])
     agreement = rank_agreement(found) if len(found) > 1 and len(variants) > 1 else []
     workdir.mkdir(parents=True, exist_ok=True)
     write_rows(workdir / "genes.csv", _gene_rows(found))
@@ -181,6 +184,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": [],
         "scores": [score.to_row() for score in scores],
+        "conditional": conditional,
         "variants": [_agreement_row(one) for one in agreement],
         "not_run": not_run,
     }  # fmt: skip
@@ -301,6 +305,48 @@ def _audits(
         variant: audit_of_scores(of, AUDIT, name=variant, metric=METRIC, delta=delta)
         for variant, of in found.items()
     }
+
+
+def _check_beyond(settings: Config) -> None:
+    for name in command_line.names(settings["beyond"]):
+        if name not in AUDIT:
+            raise InputError(f"evaluate.beyond: {name!r}, expected some of {', '.join(AUDIT)}")
+    if settings["beyond_permutations"] < 1:
+        raise InputError(
+            f"evaluate.beyond_permutations: {settings['beyond_permutations']}, expected 1 or more"
+        )
+
+
+def _conditional(
+    settings: Config, task: Task, experiment: Experiment, entries: Sequence[Entry], seed: int
+) -> list[dict[str, Any]]:
+    """What each encoder scores beyond each confound, and each confound beyond itself."""
+    asked = command_line.names(settings["beyond"])
+    if not asked:
+        return []
+    spots, permutations = task.spots, settings["beyond_permutations"]
+    x, y, totals = (spots[column].to_numpy() for column in ("x", "y", "total_counts"))
+    confounds = spot_confounds(x, y, totals, audit_features(x, y, totals, spots[SECTION]))
+    found: list[dict[str, Any]] = []
+    for name in asked:
+        confound = confounds[name]
+        for entry in (entry for entry in entries if entry.about is not None):
+            rows = beyond_expression(
+                _features(entry.table, task), experiment, confound, permutations=permutations,
+                seed=seed,
+            )  # fmt: skip
+            found += [_about(name, entry.name) | row for row in rows]
+            print(f"{entry.name} beyond {name}", file=sys.stderr)
+        (itself, *_) = beyond_expression(
+            confound.columns, experiment, confound, permutations=permutations, seed=seed
+        )
+        found.append(_about(name, name) | itself)
+    return found
+
+
+def _about(confound: str, representation: str) -> dict[str, Any]:
+    return {"benchmark": BENCHMARK, "target": OFFICIAL, "beyond": confound,
+            "representation": representation}  # fmt: skip
 
 
 def _score(

@@ -29,6 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
             "evaluate": {
                 "floors": "chance,pixels,stain,nuclei,layout,twin,layout_trained",
                 "delta": 0.03,
+                # What encoders say beyond the position and the total counts of a spot; "" for not.
+                "beyond": "position,total_counts",
+                "beyond_permutations": 199,
             },
         }
     )

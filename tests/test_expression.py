@@ -48,7 +48,7 @@ def config(folder: HestFolder, tables: dict[str, tuple[str, Path]], **evaluate: 
         name: {"kind": kind, "source": str(path), "beside": "", "metadata": {}}
         for name, (kind, path) in tables.items()
     }
-    found["evaluate"] |= {"floors": "chance,count", **evaluate}
+    found["evaluate"] |= {"floors": "chance,count", "beyond": "", **evaluate}
     return found
 
 
@@ -91,6 +91,29 @@ def test_the_score_is_the_protocols_whatever_the_order_of_rows(
     genes = pd.read_csv(tmp_path / "out" / "genes.csv")
     mine = genes[(genes["representation"] == "encoder") & (genes["protocol"] == OFFICIAL)]
     assert mine.set_index("gene")["pearson"].to_dict() == pytest.approx(expected[OFFICIAL].per_gene)
+
+
+def test_encoders_are_asked_beyond_position_and_total_counts(
+    folder: HestFolder, tmp_path: Path
+) -> None:
+    given = config(
+        folder, tables(folder, tmp_path), beyond="position,total_counts", beyond_permutations=9
+    )
+    rows = expression.evaluate_expression(given, tmp_path / "out")["conditional"]
+    asked = {(row["beyond"], row["representation"]) for row in rows}
+    assert asked == {
+        (name, of) for name in ("position", "total_counts") for of in ("encoder", name)
+    }
+    for row in rows:
+        assert (row["value"] is None) == bool(row["refused"]), row
+    for change, message in (
+        ({"beyond": "cells"}, "evaluate.beyond: 'cells', expected some of position"),
+        ({"beyond_permutations": 0}, "evaluate.beyond_permutations: 0, expected 1 or more"),
+    ):
+        with pytest.raises(InputError, match=message):
+            expression.evaluate_expression(
+                config(folder, tables(folder, tmp_path), **change), tmp_path / "other"
+            )
 
 
 def test_one_patient_held_out_is_cannot_tell(folder: HestFolder, tmp_path: Path) -> None:

@@ -300,6 +300,39 @@ def score_expression(
     }
 
 
+def official_predictions(
+    features: np.ndarray, experiment: Experiment, fold: int, beside: np.ndarray | None = None
+) -> np.ndarray:
+    """log1p of the listed genes of the fold's test spots by the benchmark's own protocol [t, g].
+
+    beside: columns [n, p] that the regression is given beside the components, standardised.
+    """
+    train, test = experiment.folds[fold].train, experiment.folds[fold].test
+    protocol = Protocol()
+    x, new, _ = _Space(features, train, test, COMPONENTS).of(protocol)
+    if beside is not None:
+        more, more_new, _ = _Space(beside, train, test, 0).of(Protocol(components=None))
+        x, new = np.hstack([more, x]), np.hstack([more_new, new])
+    columns, targets, _ = experiment.targets(protocol, fold)
+    alpha = STRENGTH / (x.shape[1] * len(columns))
+    return fit_ridge(x, targets, alphas=(alpha,), intercept=False).predictions(new, 0)
+
+
+def scored_predictions(
+    experiment: Experiment, folds: Sequence[Fold], targets: np.ndarray, predictions: Sequence[Any]
+) -> Expression:
+    """The official score of predictions [t, g] of the test spots of each fold.
+
+    folds: with the test spots that count; targets: [n, g], of all spots.
+    """
+    genes = tuple(experiment.names[column] for column in experiment.genes)
+    sums = [
+        _FoldSums.of(fold, genes, targets[fold.test], of, experiment)
+        for fold, of in zip(folds, predictions, strict=True)
+    ]
+    return _summary(sums, [{} for _ in sums], Protocol())
+
+
 def undefined_protocols(
     experiment: Experiment, protocols: Mapping[str, Protocol] = PROTOCOLS
 ) -> dict[str, str]:

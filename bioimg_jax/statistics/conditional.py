@@ -43,6 +43,7 @@ COMPANY = 4
 MOST = 10**9  # distinct permutations are counted up to here
 LENGTHS = (1.0, 0.3, 0.1)  # of the kernels, in root mean square distances of the training rows
 WAVES = 128  # random Fourier features of a kernel
+GONE = 1e-6  # share of a feature's spread and mean that rounding in float32 may leave of it
 WEIGHTS = (0.0, 0.1, 1.0, 10.0)  # of the encoder's kernel beside the floor's
 DESCRIPTIVE = "descriptive only: what is not linear in the confound is still in the features"
 
@@ -497,7 +498,8 @@ class Residuals:
 def residualised(features: np.ndarray, confound: np.ndarray, train: np.ndarray) -> Residuals:
     """Features [n, d] less their least-squares fit on the confound [n, p] and an intercept.
 
-    Fitted on the training rows, int [t], alone; a category goes in as one-hot columns. For any
+    Fitted on the training rows, int [t], alone; a category goes in as one-hot columns. A feature of
+    which nothing but rounding is left is 0. For any
     benchmark to score, and for no verdict: features that hold nothing but a count still score by
     nearest neighbours, because a line takes only the line out of them.
 
@@ -524,6 +526,9 @@ def residualised(features: np.ndarray, confound: np.ndarray, train: np.ndarray) 
     z = (z - centre) / np.where(spread > 1e-12 * np.abs(centre), spread, np.inf)
     slopes = np.linalg.lstsq(z[train], x[train] - mean, rcond=None)[0]
     left = x - mean - z @ slopes
+    # What is only rounding is nothing: it is a function of the confound, and probes standardise it.
+    gone = left[train].std(axis=0) <= GONE * (x[train].std(axis=0) + np.abs(mean))
+    left[:, gone] = 0.0
     total = np.square(x[train] - mean).sum()
     removed = 1.0 - np.square(left[train]).sum() / total if total else 0.0
     return Residuals(left, float(removed))

@@ -475,3 +475,13 @@ def test_residuals_say_what_they_lack():
     bad[3, 1] = np.inf
     with pytest.raises(InputError, match="confound 1 of row 3 is not finite"):
         residualised(x, bad, np.arange(5))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_feature_that_is_the_confound_leaves_nothing(dtype: type) -> None:
+    """Rounding would be left, which tells the confound as well as the feature did."""
+    rng = np.random.default_rng(0)
+    z = np.round(rng.normal(50, 8, (300, 1)))
+    features = np.hstack([3 * z + 7, -0.1 * z + 1e3, rng.normal(size=(300, 1))]).astype(dtype)
+    left = residualised(features, z, np.arange(200))
+    assert (left.features[:, :2] == 0).all() and left.features[:, 2].std() > 0.9
