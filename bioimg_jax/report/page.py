@@ -304,7 +304,7 @@ def _selected(
 
 
 def _beside(results: Mapping[str, Any]) -> str:
-    """Nuisance targets beside biology, by the first benchmark; "" where there is one target.
+    """Nuisance targets beside biology, by the first benchmark; "" where one of them is not there.
 
     Only of metrics that are better the higher they are: above chance means nothing for others.
     """
@@ -320,7 +320,7 @@ def _beside(results: Mapping[str, Any]) -> str:
             if shown and chance is not None and not row["settings"].get("held_out"):
                 values[name] = (row["value"] - chance) / max(1 - chance, 1e-9)
         lines.append((target["name"], bool(target["nuisance"]), values))
-    if len(lines) < 2:
+    if len({nuisance for _, nuisance, _ in lines}) < 2:
         return ""
     return figures.as_data_uri(figures.beside(lines))
 

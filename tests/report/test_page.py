@@ -291,6 +291,12 @@ def test_a_metric_without_a_better_direction_has_no_ladder(tmp_path: Path) -> No
     assert page.count('id="beside"') == 1
     assert 'id="beside"' not in change_results(tmp_path, first)
 
+    def biology_alone(results: dict[str, Any]) -> None:
+        for target in results["targets"]:
+            target["nuisance"] = False
+
+    assert 'id="beside"' not in change_results(tmp_path, biology_alone)
+
 
 def test_what_the_run_cannot_tell_is_said(tmp_path: Path) -> None:
     write_run(tmp_path)
