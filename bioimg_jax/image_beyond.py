@@ -37,10 +37,13 @@ TableOf = Callable[[str], FeatureTable]
 
 
 def check_beyond(settings: Config, columns: Sequence[str], represented: Sequence[str]) -> None:
-    """`InputError` for a confound, or a column of blocks, that there is not.
+    """`InputError` for a confound, or a column of blocks, that there is not, or an older config.
 
     columns: of the metadata; represented: names of what is scored.
     """
+    for key in (ASKED, BLOCKS, PERMUTATIONS):
+        if key not in settings:
+            raise InputError(f"evaluate: no key {key!r}, which configs/common.py explains")
     asked = command_line.names(settings[ASKED])
     if settings[PERMUTATIONS] < 1:
         raise InputError(f"evaluate.{PERMUTATIONS}: {settings[PERMUTATIONS]}, expected 1 or more")

@@ -121,3 +121,8 @@ def test_nothing_is_asked_of_permuted_labels_or_without_a_confound(tmp_path: Pat
 def test_a_mistake_is_told_before_anything_is_scored(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_beyond(SETTINGS | {"beyond": ""} | changes, ["plate", "well"], ["encoder"])
+
+
+def test_a_config_without_the_keys_is_told_so() -> None:
+    with pytest.raises(InputError, match="evaluate: no key 'beyond_blocks', which configs/common"):
+        check_beyond({"beyond": "", "beyond_permutations": 9}, ["plate"], [])
