@@ -85,6 +85,13 @@ def check_sections(config: Mapping[str, Any], *names: str) -> None:
             raise InputError(f"--config: this file has no section {name!r}")
 
 
+def check_keys(held: Mapping[str, Any], section: str, *keys: str) -> None:
+    """`InputError` for a section without one of the keys, as of a config that is older than it."""
+    for key in keys:
+        if key not in held:
+            raise InputError(f"{section}: no key {key!r}, which the configs of configs/ explain")
+
+
 def _define_list(name: str, default: list[str], text: str, **others: Any) -> None:
     flags.DEFINE_multi_string(name, default, text, **others)
 

@@ -20,7 +20,11 @@ import jax
 import numpy as np
 
 from bioimg_jax import command_line
-from bioimg_jax.benchmarks.beyond_expression import beyond_expression, spot_confounds
+from bioimg_jax.benchmarks.beyond_expression import (
+    beyond_expression,
+    beyond_itself,
+    spot_confounds,
+)
 from bioimg_jax.benchmarks.expression import (
     OFFICIAL,
     Experiment,
@@ -99,6 +103,7 @@ def _run(arguments: Sequence[str]) -> None:
 def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     """Every representation by every variant of the protocol; what results.json holds."""
     settings, about = config["evaluate"], config["task"]
+    _check_beyond(settings)
     if not about["folder"]:
         raise InputError("task.folder: it is empty, expected the folder of one task")
     task = read_task(
@@ -116,7 +121,6 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     )  # fmt: skip
     entries = _entries(config["features"], workdir)
     floors, omitted = _floors(settings["floors"], entries)
-    _check_beyond(settings)
     not_run |= undefined_protocols(experiment)
     for name, reason in not_run.items():
         print(f"not run: {name}, because {reason}", file=sys.stderr)
@@ -308,6 +312,8 @@ def _audits(
 
 
 def _check_beyond(settings: Config) -> None:
+    """`InputError` before anything is read."""
+    command_line.check_keys(settings, "evaluate", "beyond", "beyond_permutations")
     for name in command_line.names(settings["beyond"]):
         if name not in AUDIT:
             raise InputError(f"evaluate.beyond: {name!r}, expected some of {', '.join(AUDIT)}")
@@ -337,10 +343,8 @@ def _conditional(
             )  # fmt: skip
             found += [_about(name, entry.name) | row for row in rows]
             print(f"{entry.name} beyond {name}", file=sys.stderr)
-        (itself, *_) = beyond_expression(
-            confound.columns, experiment, confound, permutations=permutations, seed=seed
-        )
-        found.append(_about(name, name) | itself)
+        rows = beyond_itself(experiment, confound, permutations=permutations, seed=seed)
+        found += [_about(name, name) | row for row in rows]
     return found
 
 

@@ -27,7 +27,6 @@ from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.kept import kept
 from bioimg_jax.representations.nuclei import FEATURE_NAMES
 from bioimg_jax.representations.representation import ENCODERS
-from bioimg_jax.sources import sources_digest
 
 COUNT = "count"  # of nuclei, which the representation "nuclei" segments
 NUCLEI = "nuclei"
@@ -41,9 +40,7 @@ def check_beyond(settings: Config, columns: Sequence[str], represented: Sequence
 
     columns: of the metadata; represented: names of what is scored.
     """
-    for key in (ASKED, BLOCKS, PERMUTATIONS):
-        if key not in settings:
-            raise InputError(f"evaluate: no key {key!r}, which configs/common.py explains")
+    command_line.check_keys(settings, "evaluate", ASKED, BLOCKS, PERMUTATIONS)
     asked = command_line.names(settings[ASKED])
     if settings[PERMUTATIONS] < 1:
         raise InputError(f"evaluate.{PERMUTATIONS}: {settings[PERMUTATIONS]}, expected 1 or more")
@@ -145,7 +142,6 @@ class _Question:
         """The rows of one question, from disk if they are there."""
         permutations = self.settings[PERMUTATIONS]
         made_of = {
-            "code": sources_digest("benchmarks", "data", "features", "probes", "statistics"),
             "table": table.provenance["key"],
             "count": self.count.provenance["key"] if self.count is not None else None,
             "benchmark": self.benchmark.identity,

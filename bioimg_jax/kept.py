@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bioimg_jax import command_line
+from bioimg_jax.sources import sources_digest
 
 
 def key_of(made_of: Any) -> str:
@@ -40,12 +41,12 @@ def write_kept(path: Path, key: str, value: Any) -> None:
 
 
 def kept(folder: Path, name: str, made_of: Any, make: Callable[[], Any]) -> Any:
-    """What `make` returns, from disk if it was made of the same before.
+    """What `make` returns, from disk if it was made of the same before, by the same code.
 
     name: of the file, which may hold anything: columns of the metadata may be called like a path.
     """
     path = folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.json"
-    key = key_of([name, made_of])
+    key = key_of([sources_digest("."), name, made_of])  # the whole package: who asks counts too
     value = read_kept(path, key)
     if value is None:
         value = make()

@@ -22,7 +22,6 @@ from bioimg_jax.features.aligned import AlignedTable
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.kept import digest, kept
 from bioimg_jax.representations.representation import ENCODERS
-from bioimg_jax.sources import sources_digest
 
 Config = Mapping[str, Any]
 
@@ -66,6 +65,7 @@ def conditional_rows(
     floors = {name: table for name, table in aligned.items() if name not in encoders}
     first = next(iter(aligned.values()))
     permutations = settings["beyond_permutations"]
+    digests = {name: table_digest(table) for name, table in aligned.items()}
     found: list[dict[str, Any]] = []
     for asked in command_line.names(settings["beyond"]):
         if asked in floors:
@@ -76,7 +76,7 @@ def conditional_rows(
         for protocol in protocols:
             for name in (*encoders, *([asked] if asked in floors else [])):
                 made_of = [
-                    identity_of(protocol), *map(table_digest, (aligned[name], floor)),
+                    identity_of(protocol), digests[name], digests.get(asked),
                     digest(confound.columns), permutations, seed,
                 ]  # fmt: skip
                 ask = functools.partial(
@@ -117,10 +117,9 @@ def _rows(
 
 def identity_of(protocol: Protocol) -> list[Any]:
     """What a protocol's scores depend on besides the table, as plain JSON."""
-    code = sources_digest("benchmarks", "data", "features", "probes", "statistics")
     permuted = [protocol.permuted, protocol.blocks, protocol.within, protocol.once]
     target = dataclasses.asdict(protocol.target)
-    return [code, dict(protocol.benchmark.identity), target, protocol.needs, permuted]
+    return [dict(protocol.benchmark.identity), target, protocol.needs, permuted]
 
 
 def table_digest(table: AlignedTable) -> list[str]:

@@ -9,6 +9,8 @@ audit.
 """
 
 import dataclasses
+import functools
+import importlib.util
 import shlex
 import sys
 import time
@@ -226,13 +228,18 @@ class _Asker:
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """`nuisance_rows` of the table."""
         held = [(name, digest(values)) for name, values in numbers.items()]
+        mixing = importlib.util.find_spec("scib_metrics") is not None  # may be installed later
         rows, absent = self._kept(
-            "nuisance", [held, ids], lambda: nuisance_rows(self.table, dict(numbers), ids)
+            "nuisance", [held, ids, mixing], lambda: nuisance_rows(self.table, dict(numbers), ids)
         )
         return rows, absent
 
+    @functools.cached_property
+    def _digest(self) -> list[str]:
+        return table_digest(self.table)
+
     def _kept(self, what: str, made_of: Any, make: Callable[[], Any]) -> Any:
-        about = [table_digest(self.table), self.words, self.align_by, self.kind, self.seed]
+        about = [self._digest, self.words, self.align_by, self.kind, self.seed]
         name = f"{self.name}-{self.words}-{what}"
         return kept(self.workdir / "scores", name, [about, made_of], make)
 

@@ -119,8 +119,8 @@ def scores_of(
         path.parent.mkdir(parents=True, exist_ok=True)
         if told is not None:  # before the scores, which say that they are there
             told.write(answers, key)
-        rows_of = [score.to_row() for score in scores]
-        write_kept(path, key, {"scores": rows_of, "answers": told is not None})
+        value = {"scores": [s.to_row() for s in scores], "answers": told is not None}
+        write_kept(path, key, value)
     except (TypeError, ValueError) as error:  # of one's own: nan, or a type that JSON has not
         raise InputError(
             f"evaluate.benchmarks: {benchmark.name} on {target.name} returned for {candidate.name} "

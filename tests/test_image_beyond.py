@@ -124,5 +124,7 @@ def test_a_mistake_is_told_before_anything_is_scored(changes: dict[str, Any], me
 
 
 def test_a_config_without_the_keys_is_told_so() -> None:
-    with pytest.raises(InputError, match="evaluate: no key 'beyond_blocks', which configs/common"):
+    with pytest.raises(
+        InputError, match="evaluate: no key 'beyond_blocks', which the configs of configs/"
+    ):
         check_beyond({"beyond": "", "beyond_permutations": 9}, ["plate"], [])

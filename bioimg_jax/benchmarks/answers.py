@@ -1,6 +1,8 @@
 """What a probe answered to its test rows, for a score to be counted again from."""
 
 import dataclasses
+import os
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -31,10 +33,13 @@ class Answers:
         return cls(rows[row], predictions, weights, tuple(classes), tuple(layers))
 
     def write(self, path: Path, key: str) -> None:
+        """Whole or not at all."""
+        unfinished = path.with_suffix(".unfinished.npz")
         np.savez_compressed(
-            path, key=key, rows=self.rows, predictions=self.predictions, weights=self.weights,
+            unfinished, key=key, rows=self.rows, predictions=self.predictions, weights=self.weights,
             classes=np.array(self.classes), layers=np.array(self.layers),
         )  # fmt: skip
+        os.replace(unfinished, path)
 
     @classmethod
     def read(cls, path: Path, key: str) -> "Answers | None":
@@ -47,5 +52,5 @@ class Answers:
                 return cls(
                     *arrays, tuple(map(str, held["classes"])), tuple(map(str, held["layers"]))
                 )
-        except (OSError, KeyError, ValueError, BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error):
             return None

@@ -28,7 +28,7 @@ from bioimg_jax.benchmarks.confound import (
     RESIDUALISED,
     Confound,
     conditional_row,
-    refused_row,
+    rows_by_method,
 )
 from bioimg_jax.benchmarks.protocols import Protocol
 from bioimg_jax.benchmarks.score import Score
@@ -39,10 +39,10 @@ from bioimg_jax.statistics.conditional import (
     Overlap,
     conditional_permutation,
     find_overlap,
+    p_of_gain,
     residualised,
 )
-from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval
-from bioimg_jax.statistics.resampling import Paired, n_resamples
+from bioimg_jax.statistics.intervals import t_interval
 
 WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # half turns over all ranks
 
@@ -72,22 +72,23 @@ def beyond(
     """
     protocol = protocol.with_settings(permutations=0)  # its own p-values are of something else
     parts = list(_parts(protocol, table, confound, floor))
-    methods: dict[str, Callable[[_Part, np.ndarray, Overlap], dict[str, Any]]] = {
-        PERMUTATION: lambda part, _, overlap: _permuted(
-            protocol, part, overlap, permutations, seed
-        ),
-        ADDED: lambda part, floor, overlap: _added(protocol, part, floor, overlap),
-        RESIDUALISED: lambda part, _, overlap: _residualised(
-            protocol, part, confound.columns[part.asked], overlap
-        ),
-    }
-    found = []
-    for name, method in methods.items():
-        try:
-            found.append(_mean([method(*part) for part in parts]) | {"refused": ""})
-        except InputError as error:
-            found.append(refused_row(name, error))
-    return found
+
+    def of_parts(method: Callable[..., dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        return lambda: _mean([method(*part) for part in parts])
+
+    return rows_by_method(
+        {
+            PERMUTATION: of_parts(
+                lambda part, _, overlap: _permuted(protocol, part, overlap, permutations, seed)
+            ),
+            ADDED: of_parts(lambda part, floor, overlap: _added(protocol, part, floor, overlap)),
+            RESIDUALISED: of_parts(
+                lambda part, _, overlap: _residualised(
+                    protocol, part, confound.columns[part.asked], overlap
+                )
+            ),
+        }
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,13 +201,11 @@ def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap)
     if not units:
         raise InputError("the floor and both together have no unit in common")
     gain = np.array([joint[unit] - alone[unit] for unit in units])
-    p = None
-    if len(gain) >= MIN_UNITS:
-        paired = Paired.of(gain, resamples=n_resamples(1, 1))
-        p = None if bool(paired.constant) else float(paired.p_greater())
     means = {side: float(np.mean([of[unit] for unit in units]))
              for side, of in (("observed", joint), ("alone", alone))}  # fmt: skip
-    return conditional_row(ADDED, float(gain.mean()), t_interval(gain), overlap, **means, p=p)
+    return conditional_row(
+        ADDED, float(gain.mean()), t_interval(gain), overlap, **means, p=p_of_gain(gain)
+    )
 
 
 def _residualised(

@@ -7,14 +7,15 @@ By HEST-Benchmark's own protocol, on the test spots that `find_overlap` leaves, 
    change places inside strata of the confound and inside their section. There is no p: neighbours
    are alike, so that spots are not exchangeable, and any smooth map would be "significant".
 2. added value: the regression on the components of the features and the columns of the confound
-   together, less the one on the columns alone, paired by unit.
+   together, less the one on the columns alone, paired by unit. The joint fit cannot refuse the
+   features: a loss means nothing.
 3. linear residualisation: the protocol on features without their linear fit on the columns, made on
    the training spots of each fold. Descriptive only.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from bioimg_jax.benchmarks.confound import (
     PERMUTATION,
     RESIDUALISED,
     conditional_row,
-    refused_row,
+    rows_by_method,
 )
 from bioimg_jax.benchmarks.expression import (
     Experiment,
@@ -34,16 +35,15 @@ from bioimg_jax.benchmarks.expression import (
     scored_predictions,
 )
 from bioimg_jax.data.splits import Fold
-from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.conditional import (
     SET,
     Overlap,
     conditional_permutation,
     find_overlap,
+    p_of_gain,
     residualised,
 )
-from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
-from bioimg_jax.statistics.resampling import Paired, n_resamples
+from bioimg_jax.statistics.intervals import t_interval, train_overlap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,65 +84,68 @@ def beyond_expression(
     value: beyond the confound; of the residualised the score itself. alone: the mean under
     permutations, or the score of the columns.
     """
-    methods: dict[str, Callable[[_Question], dict[str, Any]]] = {
-        PERMUTATION: lambda ask: ask.permuted(permutations, seed),
-        ADDED: lambda ask: ask.added(),
-        RESIDUALISED: lambda ask: ask.residualised(),
-    }
-    try:
-        ask = _Question.of(features, experiment, confound)
-    except InputError as error:
-        return [refused_row(name, error) for name in methods]
-    found = []
-    for name, method in methods.items():
-        try:
-            found.append(method(ask) | {"refused": ""})
-        except InputError as error:
-            found.append(refused_row(name, error))
-    return found
+    ask = _Question(features, experiment, confound)
+    return rows_by_method(
+        {
+            PERMUTATION: lambda: ask.permuted(permutations, seed),
+            ADDED: ask.added,
+            RESIDUALISED: ask.residualised,
+        }
+    )
+
+
+def beyond_itself(
+    experiment: Experiment, confound: SpotConfound, *, permutations: int, seed: int
+) -> list[dict[str, Any]]:
+    """What the confound's own columns score beyond it: how coarse the strata are."""
+    ask = _Question(confound.columns, experiment, confound)
+    return rows_by_method({PERMUTATION: lambda: ask.permuted(permutations, seed)})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Question:
-    """targets: [n, g] of all spots; tested: the retained test spots of each fold, positions among
-    its test spots; folds: with those alone.
-    """
-
     features: np.ndarray
     experiment: Experiment
     confound: SpotConfound
-    overlap: Overlap
-    spots: np.ndarray  # the test spots of all folds, ascending
-    targets: np.ndarray
-    tested: list[np.ndarray]
-    folds: list[Fold]
 
-    @classmethod
-    def of(
-        cls, features: np.ndarray, experiment: Experiment, confound: SpotConfound
-    ) -> "_Question":
-        spots = np.unique(np.concatenate([fold.test for fold in experiment.folds]))
-        sections = experiment.sections[spots]
-        names = [f"{confound.name}_{i}" for i in range(confound.strata.shape[1])]
+    @functools.cached_property
+    def spots(self) -> np.ndarray:
+        """The test spots of all folds, ascending."""
+        return np.unique(np.concatenate([fold.test for fold in self.experiment.folds]))
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """[n, g], of all spots."""
+        return np.log1p(self.experiment.counts[:, self.experiment.genes].toarray())
+
+    @functools.cached_property
+    def overlap(self) -> Overlap:
+        """Among the test spots."""
+        spots, strata = self.spots, self.confound.strata
+        sections = self.experiment.sections[spots]
+        names = [f"{self.confound.name}_{i}" for i in range(strata.shape[1])]
         size = len(spots) / len(np.unique(sections.astype(str)))
         bins = None if len(names) == 1 else max(2, int(math.sqrt(size / SET)))  # of each axis
-        overlap = find_overlap(
+        return find_overlap(
             spots + 0.5,  # which spot the counts are of: numbers, no two alike
-            pd.DataFrame(confound.strata[spots], columns=names),
+            pd.DataFrame(strata[spots], columns=names),
             np.array([f"spot {spot}" for spot in spots], object),
             bins=bins,
             numbers=names,
             within=pd.DataFrame({"section": sections}),
         )
-        kept = spots[overlap.rows]
-        tested = [np.flatnonzero(np.isin(fold.test, kept)) for fold in experiment.folds]
-        folds = [
-            dataclasses.replace(fold, test=fold.test[mine])
-            for fold, mine in zip(experiment.folds, tested, strict=True)
-        ]
-        values = experiment.counts[:, experiment.genes].toarray()
-        targets = np.log1p(values)
-        return cls(features, experiment, confound, overlap, spots, targets, tested, folds)
+
+    @functools.cached_property
+    def tested(self) -> list[np.ndarray]:
+        """Of each fold the retained test spots, positions among its test spots."""
+        kept = self.spots[self.overlap.rows]
+        return [np.flatnonzero(np.isin(fold.test, kept)) for fold in self.experiment.folds]
+
+    @functools.cached_property
+    def folds(self) -> list[Fold]:
+        """With the retained test spots alone."""
+        pairs = zip(self.experiment.folds, self.tested, strict=True)
+        return [dataclasses.replace(fold, test=fold.test[mine]) for fold, mine in pairs]
 
     def permuted(self, permutations: int, seed: int) -> dict[str, Any]:
         predictions = self._predicted(self.features)
@@ -165,13 +168,10 @@ class _Question:
         alone = self._scored(self._predicted(columns), self.targets)
         joint = self._scored(self._predicted(self.features, beside=columns), self.targets)
         gain = np.array([joint.per_unit[unit] - alone.per_unit[unit] for unit in alone.per_unit])
-        shared, p = train_overlap(self.experiment.folds), None
-        if len(gain) >= MIN_UNITS:
-            paired = Paired.of(gain, resamples=n_resamples(1, 1), overlap=shared)
-            p = None if bool(paired.constant) else float(paired.p_greater())
+        shared = train_overlap(self.experiment.folds)
         return self._row(
             ADDED, float(gain.mean()), t_interval(gain, train_overlap=shared),
-            observed=joint.value, alone=alone.value, p=p,
+            observed=joint.value, alone=alone.value, p=p_of_gain(gain, shared),
         )  # fmt: skip
 
     def residualised(self) -> dict[str, Any]:

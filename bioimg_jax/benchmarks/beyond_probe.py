@@ -13,7 +13,7 @@ The first is of the test rows that `find_overlap` leaves, the others of the rows
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from bioimg_jax.benchmarks.confound import (
     RESIDUALISED,
     Confound,
     conditional_row,
-    refused_row,
+    rows_by_method,
 )
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import PARTS, Fold, has_value, rows_of, unit_names
@@ -128,33 +128,28 @@ def beyond_probe(
     Args:
       answers: of the probe that is asked about, on rows of the table.
     """
-    methods: dict[str, Callable[[], dict[str, Any]]] = {
-        PERMUTATION: lambda: _permuted(probed, answers, confound, permutations, seed),
-        ADDED: lambda: _added(probed, answers, confound, seed),
-        RESIDUALISED: lambda: _residualised(probed, answers, confound),
-    }
-    found = []
-    for name, method in methods.items():
-        try:
-            found.append(method() | {"refused": ""})
-        except InputError as error:
-            found.append(refused_row(name, error))
-    return found
+    return rows_by_method(
+        {
+            PERMUTATION: lambda: _permuted(probed, answers, confound, permutations, seed),
+            ADDED: lambda: _added(probed, answers, confound, seed),
+            RESIDUALISED: lambda: _residualised(probed, answers, confound),
+        }
+    )
 
 
 def beyond_itself(
     probed: Probed, confound: Confound, *, permutations: int, seed: int
 ) -> list[dict[str, Any]]:
     """What the same probe of the confound alone scores beyond it: how coarse the strata are."""
-    try:
+
+    def row() -> dict[str, Any]:
         known = np.flatnonzero(has_value(confound.values))
         alone = _in_memory(probed.table, np.nan_to_num(confound.columns), confound.name)
         folds = retained(probed.folds, known, confound.name)
         mine = dataclasses.replace(probed, table=alone, folds=folds)
-        answers = _probed_again(mine, folds)
-        return [_permuted(mine, answers, confound, permutations, seed) | {"refused": ""}]
-    except InputError as error:
-        return [refused_row(PERMUTATION, error)]
+        return _permuted(mine, _probed_again(mine, folds), confound, permutations, seed)
+
+    return rows_by_method({PERMUTATION: row})
 
 
 def _permuted(

@@ -1,12 +1,14 @@
 """What scores are conditioned on, and the rows that a conditional score is told in."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bioimg_jax.data.levels import is_numeric
+from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.conditional import Overlap
 
 PERMUTATION, ADDED, RESIDUALISED = (
@@ -50,6 +52,17 @@ def conditional_row(
     lower, upper = interval or (None, None)
     return {"method": method, "value": value, "lower": lower, "upper": upper, **about,
             "n": overlap.n, "n_retained": len(overlap.rows)}  # fmt: skip
+
+
+def rows_by_method(methods: Mapping[str, Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The row of each method with "refused": why it has no value, else ""."""
+    found = []
+    for name, method in methods.items():
+        try:
+            found.append(method() | {"refused": ""})
+        except InputError as error:
+            found.append(refused_row(name, error))
+    return found
 
 
 def refused_row(method: str | None, reason: object) -> dict[str, Any]:

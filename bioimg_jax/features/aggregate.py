@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import PARTS, Fold, unit_names
+from bioimg_jax.data.splits import PARTS, Fold, rows_of, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
 
@@ -51,7 +51,7 @@ def examples_of(obs: pd.DataFrame, folds: Sequence[Fold], target: Target) -> Exa
     if not columns:
         return Examples(obs, list(folds), np.arange(len(obs)))
     parts = [[getattr(fold, part) for part in PARTS] for fold in folds]
-    used = np.unique(np.concatenate([rows for of in parts for rows in of]))
+    used = rows_of(folds)
     for column in columns:
         what = f"target {target.name!r} aggregates over column {column!r}"
         if column not in obs.columns:

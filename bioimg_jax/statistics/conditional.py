@@ -340,6 +340,18 @@ def answers(
     return score
 
 
+def p_of_gain(gain: np.ndarray, overlap: float = 0.0) -> float | None:
+    """One-sided p of "nothing added" by gains of units [g]; None for fewer than `MIN_UNITS`, or
+    where nothing varies.
+
+    overlap: of the folds that they come from (`intervals.train_overlap`).
+    """
+    if len(gain) < MIN_UNITS:
+        return None
+    paired = Paired.of(gain, resamples=n_resamples(1, 1), overlap=overlap)
+    return None if bool(paired.constant) else float(paired.p_greater())
+
+
 def retained(folds: Sequence[Fold], rows: np.ndarray, confound: str) -> list[Fold]:
     """Folds with those of their rows alone that are among `rows`.
 
@@ -464,10 +476,6 @@ def added_value(
         values = [unit_metric(code[tested], side.argmax(axis=1), unit, metric) for side in both]
     alone, joint = (np.array(list(of.values())) for of in values)
     gain, shared = joint - alone, train_overlap(kept)
-    p = None
-    if len(gain) >= MIN_UNITS:
-        test_of = Paired.of(gain, resamples=n_resamples(1, 1), overlap=shared)
-        p = None if bool(test_of.constant) else float(test_of.p_greater())
     return AddedValue(
         confound=overlap.confound,
         metric=metric,
@@ -476,7 +484,7 @@ def added_value(
         floor=float(alone.mean()),
         per_unit={str(names[u]): float(v) for u, v in zip(values[0], gain, strict=True)},
         interval=t_interval(gain, train_overlap=shared),
-        p=p,
+        p=p_of_gain(gain, shared),
         folds=tuple(chosen),
         n=overlap.n,
         n_retained=len(overlap.rows),

@@ -203,3 +203,5 @@ def test_answers_are_kept_and_read_by_their_key(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.weights, [1.0, 0.5, 0.5, 1.0])
     path.write_bytes(path.read_bytes()[:100])
     assert Answers.read(path, "k") is None
+    path.write_bytes(b"")
+    assert Answers.read(path, "k") is None
