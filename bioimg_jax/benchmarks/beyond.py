@@ -83,9 +83,7 @@ def beyond(
             ),
             ADDED: of_parts(lambda part, floor, overlap: _added(protocol, part, floor, overlap)),
             RESIDUALISED: of_parts(
-                lambda part, _, overlap: _residualised(
-                    protocol, part, confound.columns[part.asked], overlap
-                )
+                lambda part, _, overlap: _residualised(protocol, part, confound, overlap)
             ),
         }
     )
@@ -209,13 +207,15 @@ def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap)
 
 
 def _residualised(
-    protocol: Protocol, part: _Part, confound: np.ndarray, overlap: Overlap
+    protocol: Protocol, part: _Part, confound: Confound, overlap: Overlap
 ) -> dict[str, Any]:
-    rows = overlap.rows  # the others may lack a value
-    left = residualised(part.features[rows], confound[rows], np.arange(len(rows)))
-    features = part.features.astype(np.float32)
-    features[rows] = left.features
-    score = part.score(protocol, overlap, overlap.labels, features)
+    """Fitted on the retained rows, and taken from those beside them too, such as the compounds that
+    genes are compared with: a row that lacks the confound counts as one with the mean of it."""
+    columns = confound.columns[part.asked]
+    lacks = ~has_value(confound.values)[part.asked]
+    columns[lacks] = columns[overlap.rows].mean(axis=0)
+    left = residualised(part.features, columns, overlap.rows)
+    score = part.score(protocol, overlap, overlap.labels, left.features.astype(np.float32))
     about = {"observed": None, "alone": None, "p": None}
     return conditional_row(RESIDUALISED, score.value, score.interval, overlap, **about)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bioimg_jax.benchmarks.beyond import beyond
-from bioimg_jax.benchmarks.confound import ADDED, PERMUTATION, Confound
+from bioimg_jax.benchmarks.confound import ADDED, PERMUTATION, RESIDUALISED, Confound
 from bioimg_jax.benchmarks.protocols import Protocol, find_protocols, of_metadata
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
@@ -124,6 +124,31 @@ def test_pairs_of_genes_are_beyond_the_count_where_they_are(tmp_path) -> None:
     assert 0.05 < rows[PERMUTATION]["alone"] < 0.3
     assert rows[PERMUTATION]["p"] == 1 / 40
     assert rows[PERMUTATION]["n_retained"] == 80
+
+
+def test_compounds_lose_the_count_as_the_genes_do_that_they_are_compared_with(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    genes = [f"g{i:02d}" for i in range(60)]
+    wells = [*genes, *genes, *(f"c{i:02d}" for i in range(24))]
+    is_gene = np.array([name.startswith("g") for name in wells])
+    obs = pd.DataFrame({
+        "compound": np.where(is_gene, None, wells), "gene": np.where(is_gene, wells, None),
+        "dose": np.where(is_gene, np.nan, 1.0), "plate": "P0",
+    })  # fmt: skip
+    own = rng.normal(size=(60, 16))
+    place = np.array([int(name[1:]) for name in wells])
+    count = rng.normal(2.0, 1.0, len(obs))
+    features = own[place] + 60.0 * count[:, None] * rng.normal(size=16)
+    path = tmp_path / "activities.csv"
+    known = "\n".join(f"c{i:02d},g{i:02d},0.1" for i in range(24))
+    others = "\n".join(f"c00,{gene},100" for gene in genes[24:])
+    path.write_text(f"compound,gene,concentration_um\n{known}\n{others}\n")
+    asked = protocol("compound_gene", obs, activities=str(path))
+    confound, floor = of_count(count, obs)
+    lacking = dataclasses.replace(confound, values=confound.values.where(obs.index != 130))
+    for given in (confound, lacking):
+        rows = beyond(asked, screens.table(features, obs), given, floor, permutations=9, seed=0)
+        assert by_method(rows)[RESIDUALISED]["value"] > 0.8
 
 
 def test_what_does_not_overlap_is_refused() -> None:
