@@ -176,7 +176,10 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def check_config(workdir: Path, config: dict[str, Any]) -> None:
-    """A work directory belongs to one config and, once they are known, to the same images."""
+    """A work directory belongs to one config and, once they are known, to the same images.
+
+    A key that a run of an older version does not know is no difference while it is off.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -188,11 +191,18 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
     if "content_hash" not in now:
         before.pop("content_hash", None)
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
+        if before.get(key) != now.get(key) and not (key not in before and _is_off(key, now)):
             raise InputError(
                 f"{workdir} holds a run with {key}={before.get(key)!r}, not {now.get(key)!r}; "
                 "choose another --workdir"
             )
+
+
+def _is_off(key: str, config: dict[str, Any]) -> bool:
+    """Of a flat config: nothing is asked by this key, or by the one whose details it gives, as
+    `evaluate.beyond` is of `evaluate.beyond_blocks`."""
+    asked = [other for other in config if key == other or key.startswith(f"{other}_")]
+    return any(not config[other] for other in asked)
 
 
 def check_not_a_training(workdir: Path) -> None:

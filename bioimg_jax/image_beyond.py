@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.benchmark import Benchmark, layers_for
 from bioimg_jax.benchmarks.beyond_probe import Probed, beyond_itself, beyond_probe, label_blocks
-from bioimg_jax.benchmarks.confound import Confound
+from bioimg_jax.benchmarks.confound import Confound, refused_row
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.candidates import Config
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import Fold
+from bioimg_jax.data.splits import Fold, rows_of
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.aggregate import aggregate
+from bioimg_jax.features.aggregate import ProfileTable, aggregate
 from bioimg_jax.features.table import FeatureTable
 from bioimg_jax.kept import kept
 from bioimg_jax.representations.nuclei import FEATURE_NAMES
@@ -152,7 +152,10 @@ class _Question:
         }
 
         def make() -> list[dict[str, Any]]:
-            probed, confound, blocks = self._given(table)
+            try:
+                probed, confound, blocks = self._given(table)
+            except InputError as error:
+                return [refused_row(None, error) | {"blocks": None}]
             rows = ask(probed, confound, permutations=permutations, seed=self.seed)
             return [row | {"blocks": blocks} for row in rows]
 
@@ -164,16 +167,39 @@ class _Question:
         part = table.only(layers_for(self.benchmark, table.widths))
         examples, folds = aggregate(part, self.folds, self.target)
         columns = command_line.names(self.settings[BLOCKS])
+        if isinstance(examples, ProfileTable):
+            told = {of: examples.column_of(table.obs, of) for of in columns}
+            examples = dataclasses.replace(examples, obs=examples.obs.assign(**told))
         blocks, names = label_blocks(examples.obs, folds, self.target, columns)
-        probed = Probed(self.benchmark, examples, folds, self.target, names)
-        return probed, self._confound(examples.obs), blocks
+        confound = self._confound(table, examples)
+        if not columns and not confound.is_number:
+            self._check_one_a_block(confound, names[rows_of(folds)], rows_of(folds), blocks)
+        return Probed(self.benchmark, examples, folds, self.target, names), confound, blocks
 
-    def _confound(self, obs: pd.DataFrame) -> Confound:
-        if self.confound != COUNT or self.count is None:
-            return Confound.of_column(obs, self.confound)
-        nuclei, _ = aggregate(self.count, self.folds, self.target)
-        values = nuclei.layer(NUCLEI)[:, FEATURE_NAMES.index("count")]
-        return Confound.of_number(COUNT, values, obs)
+    def _check_one_a_block(
+        self, confound: Confound, names: np.ndarray, rows: np.ndarray, blocks: str
+    ) -> None:
+        """Blocks that were not named by the config are not cut by a confound either: whether the
+        parts of a compound may change places on their own is not for software to guess."""
+        values = confound.values.iloc[rows]
+        several = values.groupby(names).nunique() > 1
+        if several.any():
+            raise InputError(
+                f"{self.target.name}: labels were given to {blocks}, of which {several.idxmax()!r} "
+                f"has several values of {confound.name}; name the columns of smaller blocks in "
+                f"evaluate.{BLOCKS}, if labels may change places among those"
+            )
+
+    def _confound(self, table: FeatureTable, examples: FeatureTable) -> Confound:
+        if self.confound == COUNT and self.count is not None:
+            nuclei, _ = aggregate(self.count, self.folds, self.target)
+            values = nuclei.layer(NUCLEI)[:, FEATURE_NAMES.index("count")]
+            return Confound.of_number(COUNT, values, examples.obs)
+        found = Confound.of_column(table.obs, self.confound)
+        if isinstance(examples, ProfileTable):
+            values = examples.column_of(table.obs, self.confound)
+            return dataclasses.replace(found, values=values)
+        return found
 
 
 def _judged(scores: Sequence[Score], benchmark: str, target: str) -> dict[str, Score]:

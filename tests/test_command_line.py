@@ -83,6 +83,16 @@ def test_a_work_directory_with_an_unreadable_config_is_refused(tmp_path: Path) -
         check_config(tmp_path, {"seed": 0})
 
 
+def test_a_key_that_an_older_run_lacks_is_no_difference_while_it_is_off(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"evaluate": {"floors": "pixels"}})
+    off = {"floors": "pixels", "beyond": "", "beyond_permutations": 199, "new": False}
+    check_config(tmp_path, {"evaluate": off})
+    for change in ({"beyond": "count"}, {"new": True}, {"floors": ""}, {"other_permutations": 1}):
+        (key,) = change
+        with pytest.raises(InputError, match=f"holds a run with evaluate.{key}="):
+            check_config(tmp_path, {"evaluate": off | change})
+
+
 def test_help_is_asked_for_in_every_spelling() -> None:
     assert command_line.asks_for_help(["main", "--help"])
     assert command_line.asks_for_help(["main", "-h"])

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bioimg_jax.benchmarks.beyond_probe import Probed
+from bioimg_jax.benchmarks.confound import Confound
 from bioimg_jax.benchmarks.ridge import Ridge
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
@@ -35,6 +37,8 @@ def tables(folder: Path) -> dict[str, FeatureTable]:
     well = np.arange(len(obs)) // 2
     obs["drug"] = np.where(well % 2, "A", "B")
     obs["a b"] = np.where(well % 24 < 12, "left", "right")
+    obs["number"] = rng.normal(size=len(obs))
+    obs["image"] = np.where(np.arange(len(obs)) % 2, "first", "second")
     count = rng.poisson(30, len(obs))
     found = {}
     for name in ("encoder", "nuclei"):
@@ -87,6 +91,47 @@ def test_encoders_are_asked_about_every_confound_and_target(tmp_path: Path) -> N
     assert nothing["value"] == pytest.approx(0.0, abs=0.02)
     assert not [row for row in rows if row["refused"]]
     assert sum(path.suffix == ".json" for path in (tmp_path / "out" / "beyond").iterdir()) == 8
+
+
+def test_a_block_of_several_names_is_refused_with_the_key_that_makes_smaller_ones(
+    tmp_path: Path,
+) -> None:
+    rows = asked(tmp_path / "out", tables(tmp_path), beyond="image")
+    told = "drug: labels were given to plate/well, of which 'P0/W00' has several values of image; "
+    mine = [row for row in rows if row["target"] == "drug"]
+    assert mine and all(row["refused"].startswith(told) for row in mine)
+    assert mine[0]["refused"].count("evaluate.beyond_blocks") == 1
+    rows = asked(
+        tmp_path / "out", tables(tmp_path), beyond="image", beyond_blocks="plate,well,image"
+    )
+    assert not any(row["refused"] for row in rows if row["target"] == "drug")
+
+
+def test_a_profile_has_the_mean_of_a_number_and_no_name_that_its_images_differ_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def keep(probed: Probed, confound: Confound, **_: Any) -> list[dict[str, Any]]:
+        given.append((len(probed.table.obs), confound))
+        return []
+
+    monkeypatch.setattr("bioimg_jax.image_beyond.beyond_probe", keep)
+    monkeypatch.setattr("bioimg_jax.image_beyond.beyond_itself", keep)
+    held = tables(tmp_path)
+    asked(tmp_path / "out", held, beyond="number")
+    number = held["encoder"].obs["number"].to_numpy()
+    confounds = dict(given)
+    assert confounds[240].values.tolist() == number.tolist()
+    assert np.allclose(confounds[120].values, number.reshape(-1, 2).mean(axis=1))
+    assert all(confound.is_number for _, confound in given)
+    for changes in ({"beyond": "image"}, {"beyond": "number", "beyond_blocks": "image"}):
+        rows = asked(tmp_path / changes["beyond"], held, **changes)
+        mine = [row for row in rows if row["target"] == "wells"]  # each of them one reason
+        assert mine
+        for row in mine:
+            assert row["refused"].startswith("image: the rows of profile 0 have 'second' and 'fi")
+            assert row["value"] is None
 
 
 def test_what_was_asked_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import sparse
 
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import PARTS, Fold, rows_of, unit_names
+from bioimg_jax.data.levels import is_numeric
+from bioimg_jax.data.splits import PARTS, Fold, has_value, rows_of, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable
 
@@ -117,6 +118,32 @@ class ProfileTable(FeatureTable):
         whole = anndata.AnnData(layers.pop(self.default, None), self.obs.rename(index=str))
         whole.obsm.update({name.replace("/", "."): values for name, values in layers.items()})
         return whole
+
+    def column_of(self, obs: pd.DataFrame, column: str) -> pd.Series:
+        """A column of the file's rows as one of profiles [g]: the mean of numbers, or the one name.
+
+        A profile that lacks a value in some row is one without it.
+
+        Args:
+          obs: metadata of the file's rows, [n].
+
+        Raises:
+          InputError: rows of a profile that have several names.
+        """
+        mine = self.group_of >= 0
+        values, group = obs[column].reset_index(drop=True)[mine], self.group_of[mine]
+        if is_numeric(values):
+            return values.astype(np.float64).groupby(group).agg(lambda of: of.mean(skipna=False))
+        names = values.astype(object).where(has_value(values), None)
+        several = names.groupby(group).nunique(dropna=False) > 1
+        if several.any():
+            of = int(several.idxmax())
+            example = names[group == of].drop_duplicates().tolist()
+            raise InputError(
+                f"{column}: the rows of profile {of} have {example[0]!r} and {example[1]!r}; "
+                "expected one name a profile, or numbers"
+            )
+        return names.groupby(group).first()
 
     def _means(self, name: str) -> np.ndarray:
         """float64 [g, d]; of the file's rows one block is in memory at a time."""

@@ -76,6 +76,24 @@ def test_profiles_are_means_of_the_rows_of_a_well(tmp_path, monkeypatch):
         profiles.layer("x")
 
 
+def test_a_column_of_profiles_is_the_mean_of_numbers_or_the_one_name(tmp_path):
+    obs = cells(few=2, many=5)
+    rng = np.random.default_rng(0)
+    obs["count"], obs["drug"] = rng.normal(size=len(obs)), obs["dose"].replace("", None)
+    obs.loc[obs["plate"] == "P1", "drug"] = ""
+    table, _ = write(tmp_path / "t.h5ad", obs)
+    profiles, _ = aggregate(table, make_folds(obs, WELLS), WELLS)
+    used = obs[obs["dose"] != ""].groupby(["plate", "well"], sort=False)
+    assert np.allclose(profiles.column_of(obs, "count"), used["count"].mean())
+    drug, nobody = profiles.column_of(obs, "drug"), profiles.obs["plate"] == "P1"
+    assert drug[~nobody].tolist() == profiles.obs["dose"][~nobody].tolist()
+    assert drug[nobody].isna().all() and nobody.sum() == 4
+    with pytest.raises(InputError, match=r"site: the rows of profile . have . and .; expected one"):
+        profiles.column_of(obs, "site")
+    obs.loc[obs.index[obs["dose"] == "low"][0], "count"] = np.nan
+    assert profiles.column_of(obs, "count").isna().sum() == 1
+
+
 def test_without_a_declaration_nothing_changes(tmp_path):
     obs = cells()
     target = dataclasses.replace(WELLS, aggregate=())
