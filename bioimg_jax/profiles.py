@@ -32,6 +32,7 @@ from bioimg_jax.benchmarks.protocols import (
     COMPOUND,
     GENE,
     PLATE,
+    RULES,
     Protocol,
     find_protocols,
     of_metadata,
@@ -67,7 +68,8 @@ Config = Mapping[str, Any]
 SETTINGS: dict[str, type] = {
     "alignments": str, "align_by": str, "benchmarks": str, "pair_lists": str, "activities": str,
     "floors": str, "audit": str, "average": str, "permutations": int, "beyond": str,
-    "beyond_permutations": int, "nuisance": bool, "screening": bool, "delta": float,
+    "beyond_permutations": int, "retrieval": dict, "nuisance": bool, "screening": bool,
+    "delta": float,
 }  # fmt: skip
 SOURCES: dict[str, type] = {
     "tables": dict, "beside": str, "metadata": dict, "extract": dict, "joins": dict,
@@ -81,6 +83,7 @@ PARTS: dict[str, dict[str, type]] = {
     "control": {"column": str, "values": str},
     "positive": {"column": str, "values": str},
 }
+PAIRS: dict[str, type] = dict.fromkeys((*RULES, "multilabel", "null", "within", "unit"), str)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -255,6 +258,8 @@ def _check_types(config: Config) -> None:
         held = config["profiles"].get(section, {})
         held = held if many else {"": held}
         places += [(f"profiles.{section}{'.' * many}{k}", v, kinds) for k, v in held.items()]
+    asked = config["evaluate"].get("retrieval", {})
+    places += [(f"evaluate.retrieval.{name}", rules, PAIRS) for name, rules in asked.items()]
     for place, held, kinds in places:
         for key, kind in kinds.items():
             if key not in held:

@@ -71,11 +71,27 @@ def get_config() -> ml_collections.ConfigDict:
                 "alignments": "centerscale_on_controls; none; pca_cs; tvn; tvn_deepprofiler",
                 "align_by": "plate",  # column whose values are brought together
                 "benchmarks": "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency,"
-                "relationships,compound_gene",
+                "relationships,compound_gene,retrieval",
                 # Known pairs of genes: files of two columns, or lists of efaar_benchmarking
                 # (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that is installed.
                 "pair_lists": "",
                 "activities": "",  # a file of compounds, genes and the concentration they act at
+                # Questions of the benchmark "retrieval", each by a name: which wells are a positive
+                # and a negative pair, by columns in which they agree and differ (several: "a,b").
+                "retrieval": {
+                    "across_plates": {
+                        "pos_sameby": "compound",
+                        "pos_diffby": "plate",
+                        "neg_sameby": "plate",
+                        "neg_diffby": "compound",  # "control": the controls are the negatives
+                        "multilabel": "",  # a column of both sides whose cells are "a|b"
+                        # p-values of every label: permuted among wells that agree in "within", or
+                        # copairs, by random rankings.
+                        "null": "permuted",
+                        "within": "plate",
+                        "unit": "compound",  # what the score is a mean over
+                    },
+                },
                 "floors": "chance,count,intensity",
                 # Columns that may give the answer away; of genes the arm is one, where it is there.
                 "audit": "batch,plate,well",

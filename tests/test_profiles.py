@@ -367,7 +367,13 @@ def test_what_the_design_cannot_answer_is_not_run(tmp_path: Path) -> None:
 
 
 def test_protocols_without_their_columns_say_which() -> None:
-    options = {"average": "mean", "permutations": 9, "pair_lists": "", "activities": ""}
+    options = {
+        "average": "mean",
+        "permutations": 9,
+        "pair_lists": "",
+        "activities": "",
+        "retrieval": {},
+    }
     found, missing = find_protocols("activity,nsc", ["compound", "moa"], options, seed=0)
     assert [protocol.name for protocol in found] == ["nsc"]
     assert missing == {"activity": "the metadata have no column control"}

@@ -15,6 +15,7 @@ import pandas as pd
 from bioimg_jax.benchmarks import compound_gene, relationships, retrieval
 from bioimg_jax.benchmarks.benchmark import Benchmark
 from bioimg_jax.benchmarks.moa import DEEPPROFILER, NSC, UNIDINO, Moa
+from bioimg_jax.benchmarks.pair_retrieval import PairRetrieval
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.command_line import names
 from bioimg_jax.data.declaration import Target
@@ -22,11 +23,13 @@ from bioimg_jax.data.splits import Fold, target_rows
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
 from bioimg_jax.features.table import FeatureTable
+from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.representations.metadata import MetadataRepresentation
 from bioimg_jax.representations.representation import ENCODERS
 
 COMPOUND, DOSE, CLASS, PLATE, BATCH = "compound", "dose", "moa", "plate", "batch"
 GENE, ARM = "gene", "chromosome_arm"
+RULES = ("pos_sameby", "pos_diffby", "neg_sameby", "neg_diffby")
 KEY = "evaluate.benchmarks"
 
 
@@ -85,7 +88,7 @@ def find_protocols(
     """Those of "nsc,activity" whose columns are there, in their order; and why others are not run.
 
     columns: of the metadata. A treatment is a compound at a dose, where there is a column `DOSE`.
-    options: "average", "permutations", "pair_lists" and "activities" of the config.
+    options: "average", "permutations", "pair_lists", "activities" and "retrieval" of the config.
     Raises `InputError` for a name that there is not, one given twice, or none at all.
     """
     treatment = (COMPOUND, DOSE) if DOSE in columns else (COMPOUND,)
@@ -131,6 +134,22 @@ def find_protocols(
         needs = (COMPOUND, GENE, DOSE)
         return [Protocol(benchmark, target, needs, (GENE,), (GENE,), once=True)]
 
+    def by_pair_rules() -> list[Protocol]:
+        found = []
+        for name, asked in sorted(options["retrieval"].items()):
+            own = {key: tuple(names(asked[key])) for key in RULES}
+            benchmark = PairRetrieval(
+                PairRules(**own, multilabel=asked["multilabel"] or None), asked["null"],
+                tuple(names(asked["within"])), permutations, seed, name=f"retrieval_{name}",
+            )  # fmt: skip
+            label, unit = benchmark.label, asked["unit"]
+            target = _target(benchmark.name, label, retrieval.METRIC, unit)
+            needs = tuple(dict.fromkeys((*benchmark.rules.columns, unit, *benchmark.within)))
+            moved = (label, CONTROL) if benchmark.of_controls else (label,)
+            blocks = () if unit == label else (unit,)
+            found.append(Protocol(benchmark, target, needs, moved, blocks, benchmark.within))
+        return found
+
     makers: dict[str, Callable[[], list[Protocol]]] = {
         "nsc": lambda: moa(NSC),
         "nscb_deepprofiler": lambda: moa(DEEPPROFILER, BATCH),
@@ -139,10 +158,12 @@ def find_protocols(
         "consistency": consistency,
         "relationships": recall,
         "compound_gene": targets_of_compounds,
+        "retrieval": by_pair_rules,
     }
     lacks = {
         "relationships": "evaluate.pair_lists names no list of known pairs",
         "compound_gene": "evaluate.activities names no file of known activities",
+        "retrieval": "evaluate.retrieval names no pair rules",
     }
     asked = names(text)
     if not asked or len(set(asked)) < len(asked):

@@ -13,7 +13,13 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from tests.benchmarks import screens
 
-OPTIONS = {"average": "mean", "permutations": 0, "pair_lists": "", "activities": ""}
+OPTIONS = {
+    "average": "mean",
+    "permutations": 0,
+    "pair_lists": "",
+    "activities": "",
+    "retrieval": {},
+}
 
 
 def protocol(name: str, obs: pd.DataFrame, **options: str) -> Protocol:

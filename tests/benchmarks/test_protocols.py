@@ -14,7 +14,13 @@ from bioimg_jax.statistics.verdict import ABOVE, judge
 from tests.benchmarks import screens
 
 PATHWAYS, COMPLEXES, GENES, COMPOUNDS, PLATES = 6, 24, 48, 24, 4
-NAMES = "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency,relationships,compound_gene"
+NAMES = (
+    "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency,relationships,compound_gene,retrieval"
+)
+SAME_CLASS = {
+    "pos_sameby": "moa", "pos_diffby": "compound", "neg_sameby": "", "neg_diffby": "moa",
+    "multilabel": "", "null": "permuted", "within": "", "unit": "compound",
+}  # fmt: skip
 
 
 def obs_and_truth() -> tuple[pd.DataFrame, np.ndarray]:
@@ -52,12 +58,13 @@ def protocols(tmp_path_factory: pytest.TempPathFactory) -> list[Protocol]:
             for i in range(COMPOUNDS) for j, gene in enumerate(genes)]  # fmt: skip
     (folder / "acts.csv").write_text("\n".join(["compound,gene,concentration_um", *acts]))
     options = {"average": "mean", "permutations": 99, "pair_lists": str(folder / "known.csv"),
-               "activities": str(folder / "acts.csv")}  # fmt: skip
+               "activities": str(folder / "acts.csv"),
+               "retrieval": {"class": SAME_CLASS}}  # fmt: skip
     obs, _ = obs_and_truth()
     found, missing = find_protocols(NAMES, list(obs.columns), options, seed=0)
     assert not missing and [protocol.name for protocol in found] == [
         "nsc", "nscb_deepprofiler", "nscb_unidino", "activity", "consistency", "recall_known",
-        "compound_gene",
+        "compound_gene", "retrieval_class",
     ]  # fmt: skip
     return found
 

@@ -16,7 +16,13 @@ from bioimg_jax.features.table import FeatureTable, read_table, write_table
 from bioimg_jax.probes.average_precision import chance
 from tests.benchmarks import screens
 
-OPTIONS = {"average": "mean", "permutations": 9, "pair_lists": "", "activities": ""}
+OPTIONS = {
+    "average": "mean",
+    "permutations": 9,
+    "pair_lists": "",
+    "activities": "",
+    "retrieval": {},
+}
 ABOUT = {"representation": "x", "kind": "imported", "seed": 0, "exposure": "unknown"}
 
 
@@ -137,7 +143,7 @@ def share_at_005(alignment: str, *, positions: bool, seeds: int) -> float:
         aligned = align(table, find_alignment(alignment), batch="plate")
         activity = find_protocols(
             "activity", list(table.obs.columns),
-            {"average": "mean", "permutations": 199, "pair_lists": "", "activities": ""}, seed=seed,
+            OPTIONS | {"permutations": 199}, seed=seed,
         )[0][0]  # fmt: skip
         score = activity.score(aligned, representation="x", kind="imported", seed=0)
         assert score.settings["parts"] == (2 if positions and alignment != "none" else 1)

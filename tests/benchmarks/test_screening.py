@@ -9,7 +9,13 @@ from bioimg_jax.benchmarks.screening import POSITIVE, screening, summaries
 from bioimg_jax.features.aligned import AlignedTable
 from tests.benchmarks import screens
 
-OPTIONS = {"average": "mean", "permutations": 0, "pair_lists": "", "activities": ""}
+OPTIONS = {
+    "average": "mean",
+    "permutations": 0,
+    "pair_lists": "",
+    "activities": "",
+    "retrieval": {},
+}
 ACTIVE = {f"c{i:02d}" for i in range(6)}
 KILLS = {f"c{i:02d}" for i in range(3)}
 
