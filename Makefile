@@ -5,6 +5,9 @@ ARGS ?=
 # Processes that tests run in; each takes a core and up to 3 GB.
 WORKERS ?= 2
 bin := $(VENV)/bin
+# What tests/tiny.py changes for the sake of speed, back at XLA's own values.
+as_users_have_it := --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true \
+  --xla_cpu_parallel_codegen_split_count=32
 
 .PHONY: run test test-peers lint
 
@@ -17,8 +20,8 @@ test: $(VENV)/.dev
 
 # Parity with PyTorch, transformers, scib-metrics and copairs.
 test-peers: $(VENV)/.peers
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=3" \
-	  $(bin)/python -m pytest -m "peers and not gpu"
+	XLA_FLAGS="$$XLA_FLAGS $(as_users_have_it)" \
+	  $(bin)/python -m pytest -n $(WORKERS) --dist worksteal -m "peers and not gpu"
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .
