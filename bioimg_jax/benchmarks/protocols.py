@@ -107,7 +107,7 @@ def find_protocols(
         return [Protocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
 
     def consistency() -> list[Protocol]:
-        benchmark = retrieval.Consistency(treatment, average)
+        benchmark = retrieval.Consistency(treatment, average, permutations, seed)
         target = _target(benchmark.name, CLASS, retrieval.METRIC, COMPOUND)
         return [Protocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
 

@@ -20,7 +20,8 @@ different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
   without them.
 * **Which treatments are active**: p-values by permuted labels within plates
   (`statistics/map_null.py`). Of two parts twice the mean of the p-values is one (Vovk & Wang,
-  Biometrika 107, 2020); q by Benjamini and Hochberg.
+  Biometrika 107, 2020); q by Benjamini and Hochberg. **Which classes are consistent**: the same by
+  classes permuted among compounds.
 """
 
 import dataclasses
@@ -40,15 +41,16 @@ from bioimg_jax.data.splits import Fold, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from bioimg_jax.features.table import FeatureTable
-from bioimg_jax.probes.average_precision import average_precision
+from bioimg_jax.probes.average_precision import average_precision, chance
 from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.statistics.map_null import permutation_p
-from bioimg_jax.statistics.neighbours import with_angles
+from bioimg_jax.statistics.neighbours import unit_rows, with_angles
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
 LEVEL = 0.05  # of a p-value by itself: its share where no treatment does anything
 METRIC = "normalised_map"
+DIGITS = 9  # of a cosine, beyond which two are equal
 GROUP, TREATED = "treatment", "treated"  # columns that pairs are made by
 
 
@@ -175,11 +177,14 @@ class Consistency:
     """Mean normalised average precision of treatments that share a class, of other compounds.
 
     average: of the wells of a treatment, "median" or "mean".
+    permutations: of classes among compounds, for the p of every class; 0 for none.
     jackknife: without it a score has no values of units, and takes a step instead of one a unit.
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
     average: str = "median"
+    permutations: int = 0
+    seed: int = 0
     jackknife: bool = True
     name: str = "consistency"
     tokens = False
@@ -187,11 +192,15 @@ class Consistency:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings}
+        return {"name": self.name, **self._settings, "seed": self.seed}
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"treatment": list(self.treatment), "average": self.average}
+        return {
+            "treatment": list(self.treatment),
+            "average": self.average,
+            "permutations": self.permutations,
+        }
 
     def operations(self, fold: Fold, width: int, n_classes: int) -> float:
         """Every treatment meets every other, once without each compound."""
@@ -222,6 +231,10 @@ class Consistency:
                 _consistency(profiles, treatments, treatments.compounds != unit)[0]
                 for unit in units
             ]
+            p = np.array([])
+            if self.permutations:
+                p = _class_p(profiles, treatments, self.permutations, self.seed)
+            n_consistent = int(np.sum(false_discovery_control(p) < ACTIVE)) if len(p) else 0
             found.append(
                 profile_score(
                     self.name,
@@ -232,10 +245,15 @@ class Consistency:
                     chance=0.0,
                     layer=layer,
                     about=about,
-                    other_metrics={"map": mean_ap},
+                    other_metrics={
+                        "map": mean_ap,
+                        "fraction_consistent": n_consistent / len(p) if len(p) else None,
+                    },
                     settings={
                         **self._settings,
                         "per_unit": PSEUDO_VALUES,
+                        "n_classes_tested": len(p),
+                        "n_consistent": n_consistent,
                         "n_treatments": int(asked.sum()),
                         "n_alone": int((~asked).sum()),  # no other compound has their class
                     },
@@ -258,3 +276,44 @@ def _consistency(
     rules = PairRules(pos_sameby=("label",), pos_diffby=("compound",), neg_diffby=("label",))
     scored = average_precision(profiles[kept], pairs, rules)
     return float(scored.normalised.mean()), float(scored.values.mean())
+
+
+def _class_p(
+    profiles: np.ndarray, treatments: Treatments, permutations: int, seed: int
+) -> np.ndarray:
+    """p of every class with a partner, by classes permuted among compounds; float64 [classes].
+
+    (1 + #{mean normalised AP of the class drawn ≥ its own})/(1 + permutations). All treatments of a
+    compound move together. Of equal similarities those of the treatment that is named first come
+    first, whatever the labels, so that every draw is asked the same.
+
+    Memory: 25 bytes times the square of the number of treatments.
+    """
+    x = unit_rows(profiles)
+    similarity = x @ x.T
+    order = np.argsort(-np.round(similarity, DIGITS), axis=1, kind="stable")
+    compounds = treatments.compounds
+    foreign = compounds[order] != compounds[:, None]
+    first = np.unique(compounds, return_index=True)[1]  # compounds are 0, 1, ...
+    given = treatments.labels[first]
+    tested = np.unique(treatments.labels[_with_partner(treatments)])
+
+    def means(of_compound: np.ndarray) -> np.ndarray:
+        label = of_compound[compounds]
+        same = label[order] == label[:, None]
+        positive, negative = same & foreign, ~same
+        right = np.cumsum(positive, axis=1, dtype=np.int32)
+        shown = right + np.cumsum(negative, axis=1, dtype=np.int32)
+        n, total = right[:, -1], shown[:, -1]
+        precision = np.divide(right, shown, where=positive, out=np.zeros(right.shape, np.float32))
+        asks = (n > 0) & (total > n)
+        value = precision.sum(axis=1)[asks] / n[asks]
+        expected = chance(n[asks], total[asks])
+        normalised = (value - expected) / (1.0 - expected)
+        sums = np.bincount(label[asks], normalised, len(treatments.classes))
+        return (sums / np.maximum(np.bincount(label[asks], minlength=len(sums)), 1))[tested]
+
+    own = means(given)
+    rng = np.random.default_rng(seed)
+    above = sum(means(rng.permutation(given)) >= own - 1e-12 for _ in range(permutations))
+    return np.asarray((1 + above) / (1 + permutations))

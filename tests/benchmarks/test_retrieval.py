@@ -1,14 +1,16 @@
 """Activity and consistency: average precisions by plain loops, units, and controls held out."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bioimg_jax.benchmarks.moa import Treatments
 from bioimg_jax.benchmarks.protocols import find_protocols
-from bioimg_jax.benchmarks.retrieval import METRIC, Activity
+from bioimg_jax.benchmarks.retrieval import METRIC, Activity, _class_p
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import align
 from bioimg_jax.features.alignment import METHODS, find_alignment
@@ -185,6 +187,66 @@ def test_consistency_is_classes_among_other_compounds(tmp_path: Path) -> None:
     without = np.array([value(obs[obs["compound"] != name]) for name in names])
     expected = score.value + (len(names) - 1) * (without.mean() - without)
     assert score.per_unit == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-5)
+
+
+def test_the_p_of_a_class_is_the_share_of_all_ways_to_deal_out_the_classes(
+    tmp_path: Path,
+) -> None:
+    obs = wells(controls=0)
+    features = np.random.default_rng(3).normal(size=(len(obs), 16)).astype(np.float32)
+    profiles = features.reshape(3, 6, 16).mean(axis=0)
+
+    def means(members: tuple[int, ...]) -> list[float]:
+        """Of both classes, where these compounds are the first one."""
+        classes = [list(members), [i for i in range(6) if i not in members]]
+        return [
+            float(np.mean([
+                normalised_ap(profiles[i], profiles[[j for j in own if j != i]], profiles[others])
+                for i in own
+            ]))
+            for own, others in (classes, classes[::-1])
+        ]  # fmt: skip
+
+    every = np.array([means(members) for members in itertools.combinations(range(6), 3)])
+    own = np.array(means((0, 2, 4)))
+    expected = np.mean(every >= own - 1e-9, axis=0)
+    options = OPTIONS | {"permutations": 4_000}
+    (protocol,), _ = find_protocols("consistency", list(obs.columns), options, seed=0)
+    treatments = Treatments.of(
+        obs, np.arange(len(obs)), treatment=("compound", "dose"), compound=("compound",),
+        label="moa",
+    )  # fmt: skip
+    p = _class_p(treatments.profiles(features, "mean"), treatments, 4_000, 0)
+    assert p == pytest.approx(expected, abs=0.03) and 0.05 < p.min() < p.max()
+    (score,) = protocol.benchmark.scores(
+        table(tmp_path, obs, features), [protocol.fold(obs)], protocol.target, **ABOUT
+    )
+    assert score.other_metrics["fraction_consistent"] == 0.0
+    assert score.settings["n_classes_tested"] == 2
+
+
+def test_classes_are_consistent_where_they_are_and_seldom_by_chance() -> None:
+    found = {}
+    for own in (0.0, 1.5):
+        p = []
+        for seed in range(20):
+            obs = screens.wells(compounds=24, plates=2, controls=0, doses=2, seed=seed)
+            rng = np.random.default_rng(seed)
+            number, label = (
+                pd.factorize(obs[column], sort=True)[0] for column in ("compound", "moa")
+            )
+            # Doses of one compound are alike, which says nothing about its class.
+            x = 3.0 * rng.normal(size=(24, 16))[number] + own * rng.normal(size=(4, 16))[label]
+            treatments = Treatments.of(
+                obs, np.arange(len(obs)), treatment=("compound", "dose"),
+                compound=("compound",), label="moa",
+            )  # fmt: skip
+            p.append(_class_p(treatments.profiles(x, "mean"), treatments, 199, seed))
+        found[own] = np.concatenate(p)
+    for level in (0.05, 0.2):
+        error = np.sqrt(level * (1 - level) / 80)
+        assert np.mean(found[0.0] <= level) < level + 3 * error
+    assert np.mean(found[1.5] <= 0.05) > 0.5
 
 
 def test_what_they_cannot_score_is_one_line(tmp_path: Path) -> None:
