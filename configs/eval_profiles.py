@@ -96,7 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # Columns that may give the answer away; of genes the arm is one, where it is there.
                 "audit": "batch,plate,well",
                 "average": "mean",  # of the wells of a treatment, or median
-                "permutations": 1_000,  # of labels: which treatments are active, and classes consistent
+                "permutations": 1_000,  # of labels: which treatments are active
                 "beyond": "count,batch",  # tables of one column, or columns: conditional scores
                 "beyond_permutations": 199,
                 "nuisance": True,  # what encoders know of plate, batch and well
