@@ -9,7 +9,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 
 from bioimg_jax.benchmarks import batch
-from bioimg_jax.benchmarks.batch import nuisance_scores
+from bioimg_jax.benchmarks.batch import MANY, nuisance_scores
 from bioimg_jax.errors import InputError
 
 
@@ -90,6 +90,24 @@ def test_a_plate_is_read_in_wells_that_were_held_out():
     features = 0.1 * noise(obs) + np.random.default_rng(2).normal(size=(144, 8))[well]
     found, _ = read(features, obs, **only("plate"))
     assert found["plate"].value < 1 / 6 + 0.1
+
+
+def test_many_names_are_read_in_closed_form():
+    rng = np.random.default_rng(0)
+    names = [
+        (f"P{p:02d}", f"{chr(65 + w // 6)}{w % 6 + 1:02d}") for p in range(30) for w in range(24)
+    ]
+    obs = pd.DataFrame(names, columns=["plate", "well"])
+    own = rng.normal(size=(30, 24))[plate]
+    held_out = {"plate": ("plate", "well")}
+    x = own + rng.normal(0, 0.3, own.shape)
+    scores, _ = nuisance_scores(x, obs, held_out=held_out)
+    assert scores[0].n_classes == 30 > MANY and scores[0].value > 0.95
+    assert {"alpha"} == set(scores[0].folds[0]) - {"fold", "layer", "block", "pooling"}
+    noise, _ = nuisance_scores(
+        rng.normal(size=own.shape), obs, held_out={"plate": ("plate", "well")}
+    )
+    assert abs(noise[0].value - 1 / 30) < 0.04
 
 
 def test_what_a_column_lacks_is_said():
