@@ -94,10 +94,8 @@ def test_a_plate_is_read_in_wells_that_were_held_out():
 
 def test_many_names_are_read_in_closed_form():
     rng = np.random.default_rng(0)
-    names = [
-        (f"P{p:02d}", f"{chr(65 + w // 6)}{w % 6 + 1:02d}") for p in range(30) for w in range(24)
-    ]
-    obs = pd.DataFrame(names, columns=["plate", "well"])
+    plate, well = np.divmod(np.arange(720), 24)
+    obs = pd.DataFrame({"plate": plate, "well": [f"A{w + 1:02d}" for w in well]}).astype(str)
     own = rng.normal(size=(30, 24))[plate]
     held_out = {"plate": ("plate", "well")}
     x = own + rng.normal(0, 0.3, own.shape)
