@@ -101,7 +101,7 @@ def test_many_names_are_read_in_closed_form():
     x = own + rng.normal(0, 0.3, own.shape)
     scores, _ = nuisance_scores(x, obs, held_out=held_out)
     assert scores[0].n_classes == 30 > MANY and scores[0].value > 0.95
-    assert {"alpha"} == set(scores[0].folds[0]) - {"fold", "layer", "block", "pooling"}
+    assert "alpha" in scores[0].folds[0]
     noise, _ = nuisance_scores(
         rng.normal(size=own.shape), obs, held_out={"plate": ("plate", "well")}
     )
