@@ -63,7 +63,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1008 synthetic images of three targets, prepared: the folder to give as `data.out`."""
+    """672 synthetic images of three targets, prepared: the folder to give as `data.out`."""
     from bioimg_jax.command_line import options
     from bioimg_jax.prepare import prepare
     from tests import tiny

@@ -178,7 +178,7 @@ def test_a_checkpoint_alone_scores_as_the_run_that_made_it(
     # The config of this evaluation has no augmentations; the checkpoint was trained with both.
     assert found["symmetry"] and all(row["used_in_training"] for row in found["symmetry"])
     said = capsys.readouterr()
-    assert "104 probe fits, about 1 min" in said.err and "verdict on mae_vit" in said.out
+    assert "468 probe fits, about 1 min" in said.err and "verdict on mae_vit" in said.out
     assert (out / "report.html").exists() and (out / "results.csv").exists()
 
 
@@ -221,12 +221,12 @@ def test_a_finished_table_is_never_computed_twice(
 ) -> None:
     out = tmp_path / "out"
     given = arguments(prepared_cells, out, trained)
-    calls = Calls(monkeypatch, stop_after=6)  # in the second of four encoders, of 4 batches each
+    calls = Calls(monkeypatch, stop_after=5)  # in the second of four encoders, of 3 batches each
     assert evaluate.main(given) == 0
     assert "goes on from there" in capsys.readouterr().err
     assert not (out / "results.json").exists()
     assert evaluate.main(given) == 0
-    assert calls.n == 16
+    assert calls.n == 12
     assert evaluate.main(given) == 0
     # Other strengths and another benchmark are other scores of the same tables.
     own = tmp_path / "own.py"
@@ -239,14 +239,14 @@ def test_a_finished_table_is_never_computed_twice(
         evaluate__benchmarks=f"linear,{own}",
     )
     assert evaluate.main(more) == 0
-    assert calls.n == 16
+    assert calls.n == 12
     assert {row["benchmark"] for row in results(out)["scores"]} == {"linear", "nearest"}
     # Other blocks are other tables, of the encoders alone; so is a damaged one.
     assert evaluate.main(arguments(prepared_cells, out, trained, evaluate__blocks=1)) == 0
-    assert calls.n == 32
+    assert calls.n == 24
     (out / "features" / "mae_vit.h5ad").write_bytes(b"")
     assert evaluate.main(arguments(prepared_cells, out, trained, evaluate__blocks=1)) == 0
-    assert calls.n == 36
+    assert calls.n == 27
 
 
 def test_a_new_representation_and_benchmark_are_two_files_and_a_config(

@@ -91,7 +91,7 @@ def test_a_run_is_stopped_goes_on_ends_and_does_nothing_more(
     assert exposure["mae_vit", "plate"] == "images"  # its test fields are of training plates too
     assert exposure["mae_vit_step0", "plate"] == "none"
     table = read_table(workdir / "features" / "mae_vit.h5ad")
-    assert len(table.obs) == 1008
+    assert len(table.obs) == 672
     assert np.isfinite(table.layer("final/mean")).all()
 
 
@@ -152,7 +152,7 @@ def test_real_fields_end_to_end(
         workdir,
         data__options="",
         train__steps=6,
-        evaluate__max_examples=900,
+        evaluate__max_examples=600,
         evaluate__resnet18=True,
         evaluate__blocks=1,
     )
@@ -229,9 +229,9 @@ def test_every_floor_has_its_rows_and_a_part_in_the_verdict(
         for key in row:
             assert f"`{key}`" in documented, key
     assert "Beyond a confound</h2>" in page
-    assert results["segmentation"]["n_images"] == 1008
+    assert results["segmentation"]["n_images"] == 672
     assert {row["representation"] for row in results["geometry"]} >= {"mae_vit", "pixels"}
-    assert results["duplicates"]["treatment"]["n_duplicates"] <= 4  # of 432: cells that look alike
+    assert results["duplicates"]["treatment"]["n_duplicates"] <= 4  # of 288: cells that look alike
     for target in results["targets"]:
         rows = [row for row in results["scores"] if row["target"] == target["name"]]
         assert set(own) <= {row["representation"] for row in rows}
@@ -280,8 +280,8 @@ def test_dry_run_tells_and_writes_nothing(
     assert main([*tiny.arguments(prepared_cells, workdir), "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert '"batch_size": 16' in out
-    assert "1,008 images" in out and "pre-training: 432 images" in out
-    assert "treatment, fixed: 432 train, 144 validation, 432 test" in out
+    assert "672 images" in out and "pre-training: 288 images" in out
+    assert "treatment, fixed: 288 train, 96 validation, 288 test" in out
     assert "treatment: 6 units: 'above' finds gains from" in out and "plate:" not in out
     assert "parameters: " in out and "memory of a training step per device: " in out
     assert not workdir.exists()

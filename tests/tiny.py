@@ -1,4 +1,4 @@
-"""A run small enough for tests: 1008 synthetic images and an encoder of two blocks."""
+"""A run small enough for tests: 672 synthetic images and an encoder of two blocks."""
 
 import runpy
 from pathlib import Path
@@ -14,7 +14,7 @@ QUICKLY_COMPILED = (
     "--xla_cpu_parallel_codegen_split_count=1"
 )
 OVERRIDES: dict[str, Any] = {
-    "data.options": "images_per_site=3,label=nucleus_size",
+    "data.options": "images_per_site=2,label=nucleus_size",
     "encoder.width": 64,
     "encoder.depth": 2,
     "encoder.patch_px": 16,
@@ -30,7 +30,8 @@ OVERRIDES: dict[str, Any] = {
     "evaluate.untrained_seeds": 2,
     "evaluate.blocks": 2,
     "evaluate.poolings": "mean",
-    "evaluate.strengths": "1e-1,1e-3",
+    "evaluate.benchmarks": "ridge",
+    "evaluate.strengths": "1e-1,1e-3",  # where a test asks for the linear probe
     "evaluate.resnet18": False,
     "evaluate.audits": False,
     "evaluate.illustrate": False,

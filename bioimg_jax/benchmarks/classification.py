@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from scipy import stats
 from sklearn import metrics
 
 from bioimg_jax.benchmarks.answers import Answers
@@ -375,7 +376,13 @@ def _auroc(labels: np.ndarray, ranking: np.ndarray) -> float | None:
     present = np.unique(labels)
     if len(present) < 2:
         return None
-    return float(np.mean([metrics.roc_auc_score(labels == k, ranking[:, k]) for k in present]))
+    mine = labels[:, None] == present[None, :]  # [n, k]
+    n = mine.sum(axis=0)
+    # Of all pairs of a row of the class and another the share that is ranked rightly, ties by half:
+    # Mann and Whitney's U. roc_auc_score says the same, class by class, sixty times as slowly.
+    ranks = stats.rankdata(ranking[:, present], axis=0)
+    u = (ranks * mine).sum(axis=0) - n * (n + 1) / 2
+    return float(np.mean(u / (n * (len(labels) - n))))
 
 
 def _chance(task: Task, folds: Sequence[Fold], metric: str) -> float:

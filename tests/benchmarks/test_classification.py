@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from bioimg_jax.benchmarks.classification import permute_labels
+from bioimg_jax.benchmarks.classification import _auroc, permute_labels
 from bioimg_jax.benchmarks.ladder import cases
 from bioimg_jax.benchmarks.linear import Linear
 from bioimg_jax.benchmarks.ridge import Ridge
@@ -264,3 +264,14 @@ def test_permuted_labels_give_no_above_beyond_nominal(tmp_path):
     assert word(None) == "above"
     words = [word(seed) for seed in range(100)]
     assert words.count("above") <= stats.binom.ppf(0.999, 100, 0.025)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_auroc_is_scikit_learns_ties_and_absent_classes_included(classes):
+    rng = np.random.default_rng(classes)
+    labels = rng.choice([0, 2, 3, 4, 5][:classes], 200)
+    ranking = np.round(rng.normal(size=(200, 6)), 1) + (labels[:, None] == np.arange(6))
+    present = np.unique(labels)
+    expected = [roc_auc_score(labels == k, ranking[:, k]) for k in present]
+    assert _auroc(labels, ranking) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert _auroc(np.zeros(5, int), np.zeros((5, 6))) is None
