@@ -131,7 +131,13 @@ def _classified(
     target = _target(obs, column, unit, n_folds)
     folds = make_folds(obs, target)
     table = MemoryTable(Path(), obs, {_LAYER: features.shape[1]}, _LAYER, {}, features)
-    about = {"representation": "", "kind": "", "seed": 0, "exposure": "", "settings": {}}
+    about: dict[str, Any] = {
+        "representation": "",
+        "kind": "",
+        "seed": 0,
+        "exposure": "",
+        "settings": {},
+    }
     used = _used(folds)
     n_classes = obs[column].iloc[used].astype(str).nunique()
     probe: Benchmark = Linear() if n_classes <= MANY else Ridge()
