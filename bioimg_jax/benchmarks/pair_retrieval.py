@@ -29,7 +29,7 @@ from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
 from bioimg_jax.benchmarks.retrieval import ACTIVE, LEVEL, METRIC
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import Fold, has_value, rows_of, unit_names
+from bioimg_jax.data.splits import Fold, rows_of, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable
 from bioimg_jax.features.table import FeatureTable
@@ -120,7 +120,7 @@ class PairRetrieval:
         self.check(target)
         if not isinstance(table, AlignedTable):
             raise InputError(f"{self.name} needs a table of profiles, by `features.aligned`")
-        wells = np.intersect1d(rows_of(folds), np.flatnonzero(has_value(table.obs[self.label])))
+        wells = rows_of(folds)
         nobody = np.zeros(len(table.obs), bool)
         parts = list(table.parts()) if self.of_controls else [(table.features, nobody)]
         asked = [_Asked.of(self, table.obs, wells, *part) for part in parts]
@@ -221,8 +221,7 @@ class _Asked:
         metadata = obs.iloc[rows].reset_index(drop=True)
         several = benchmark.rules.multilabel
         if several is not None:
-            cells = metadata[several].astype(object).where(has_value(metadata[several]), "")
-            metadata[several] = [_labels(cell) for cell in cells]
+            metadata[several] = [_labels(cell) for cell in metadata[several]]
         if benchmark.of_controls:
             metadata[CONTROL] = np.where(treated, "treated", CONTROL)
         return cls(benchmark, with_angles(features[rows]), metadata, rows, treated)

@@ -8,6 +8,11 @@ import pandas as pd
 from bioimg_jax.features.aligned import CONTROL, AlignedTable, unaligned
 from bioimg_jax.features.table import FeatureTable
 
+# Of `find_protocols`: nothing that a test did not ask for.
+OPTIONS = {
+    "average": "mean", "permutations": 0, "pair_lists": "", "activities": "", "retrieval": {},
+}  # fmt: skip
+
 
 def table(features: np.ndarray, obs: pd.DataFrame) -> AlignedTable:
     features = np.asarray(features, np.float32)

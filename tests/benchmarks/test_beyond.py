@@ -13,17 +13,9 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from tests.benchmarks import screens
 
-OPTIONS = {
-    "average": "mean",
-    "permutations": 0,
-    "pair_lists": "",
-    "activities": "",
-    "retrieval": {},
-}
-
 
 def protocol(name: str, obs: pd.DataFrame, **options: str) -> Protocol:
-    found, missing = find_protocols(name, list(obs.columns), OPTIONS | options, seed=0)
+    found, missing = find_protocols(name, list(obs.columns), screens.OPTIONS | options, seed=0)
     assert not missing
     return found[0]
 

@@ -9,13 +9,6 @@ from bioimg_jax.benchmarks.screening import POSITIVE, screening, summaries
 from bioimg_jax.features.aligned import AlignedTable
 from tests.benchmarks import screens
 
-OPTIONS = {
-    "average": "mean",
-    "permutations": 0,
-    "pair_lists": "",
-    "activities": "",
-    "retrieval": {},
-}
 ACTIVE = {f"c{i:02d}" for i in range(6)}
 KILLS = {f"c{i:02d}" for i in range(3)}
 
@@ -43,7 +36,7 @@ def tables(seed: int = 0) -> dict[str, AlignedTable]:
 def found():
     made = tables()
     obs = made["encoder"].obs
-    (activity,), _ = find_protocols("activity", list(obs.columns), OPTIONS, seed=0)
+    (activity,), _ = find_protocols("activity", list(obs.columns), screens.OPTIONS, seed=0)
     return screening(made, ["encoder"], activity=activity, permutations=199, seed=0)
 
 
