@@ -19,7 +19,7 @@ from bioimg_jax import mesh as meshes
 from bioimg_jax import optimizer as optimizers
 from bioimg_jax.checkpoint import Checkpoints
 from bioimg_jax.data.dataset import Dataset
-from bioimg_jax.data.pipeline import train_batches
+from bioimg_jax.data.pipeline import check_augmentations, train_batches
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.logbook import Logbook, plain
@@ -173,9 +173,11 @@ def training_examples(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Indices of the examples that a training sees, and the labels of all examples if it sees any.
 
-    Raises `InputError` that names the key for a target that the data set has not, whose labels must
-    not be trained on (`splits.labelled_indices`), or that has another number of classes.
+    Raises `InputError` for an augmentation that would erase a target of the data set, and one that
+    names the key for a target that the data set has not, whose labels must not be trained on
+    (`splits.labelled_indices`), or that has another number of classes.
     """
+    check_augmentations(dataset, **_augmentations(run))
     target = run.objective.target
     if not target:
         return dataset.pretraining_indices(hold_out), None
@@ -193,20 +195,26 @@ def training_examples(
     return indices, labels
 
 
+def _augmentations(run: Run) -> dict[str, Any]:
+    """What is made of every image that is read, in the arguments of `train_batches`."""
+    data = run.config["data"]
+    return {
+        **{key: data[key] for key in ("crop_px", "flips", "rotations")},
+        "views": run.objective.augmentations,
+    }
+
+
 def training_stream(
     run: Run, dataset: Dataset, hold_out: Fold | None, start_step: int
 ) -> Iterator[dict[str, Any]]:
     """Batches of this process from step `start_step` on."""
-    data = run.config["data"]
     indices, labels = training_examples(run, dataset, hold_out)
     return train_batches(
         dataset,
         indices,
         labels=labels,
         batch_size=run.config["train"]["batch_size"],
-        crop_px=data["crop_px"],
-        flips=data["flips"],
-        rotations=data["rotations"],
+        **_augmentations(run),
         seed=run.config["seed"],
         start_step=start_step,
         process_index=jax.process_index(),

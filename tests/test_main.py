@@ -325,6 +325,30 @@ def test_a_mistake_is_one_line_and_status_two(
     assert not (workdir / "config.json").exists()  # the corrected command may use it
 
 
+@pytest.mark.parametrize(
+    ("config", "changes", "erased_by"),
+    [
+        ("handedness_only", {}, "flip"),
+        ("neighbour_agreement_only", {"data__crop_px": 32}, "crop"),
+        ("intensity_only", {"objective__augment": True}, "intensity"),
+    ],
+)
+def test_a_training_whose_augmentation_would_erase_the_label_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, config: str, changes: dict, erased_by: str
+) -> None:
+    options = "n_plates=7,wells_per_treatment=1,images_per_site=12"
+    arguments = tiny.arguments(
+        tmp_path, tmp_path / "run", data__config=config, data__options=options, train__steps=3,
+        **changes,
+    )  # fmt: skip
+    for extra in ([], ["--dry_run"]):
+        said = refused(capsys, [*arguments, *extra])
+        assert (
+            f"augmentation '{erased_by}' would erase a target of data set 'synthetic_cells'" in said
+        )
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_missing_source_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = tiny.arguments(
         tmp_path, tmp_path / "run", data__name="deepprofiler", data__options="",

@@ -75,6 +75,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    def has_room(self, crop_px: int) -> bool:
+        """Whether a crop is a part of an image only, going by the first one."""
+        return max(self.source[0]["image"].shape[:2]) > crop_px
+
     def check_crop(self, crop_px: int) -> None:
         """`InputError` if the first image has no crop of this size."""
         if crop_px < 1:

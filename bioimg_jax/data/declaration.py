@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from bioimg_jax.errors import InputError
 
 SPLITS = ("leave_one_out", "k_fold", "fixed")
 SYMMETRIES = ("flip", "rot90")
+ERASERS = ("crop", "intensity")  # a part of the image; other intensities
 PRETRAINING = ("all", "train")
 
 
@@ -61,8 +63,12 @@ class Declaration:
     pretraining: str  # "all": every image, without labels; "train": rows of the split's train part
     pretraining_column: str = ""  # metadata column whose rows "train" those are; else the column of
     # the first target with a fixed split
+    erased_by: tuple[str, ...] = ()  # of `ERASERS`, what takes a target out of an image
 
     def __post_init__(self) -> None:
+        unknown = set(self.erased_by) - set(ERASERS)
+        if unknown:
+            raise InputError(f"{self.name}: erased_by {sorted(unknown)} are none of {ERASERS}")
         unknown = set(self.symmetries) - set(SYMMETRIES)
         if unknown:
             raise InputError(f"{self.name}: symmetries {sorted(unknown)} are none of {SYMMETRIES}")
@@ -85,6 +91,18 @@ class Declaration:
         names = ", ".join(target.name for target in self.targets)
         raise InputError(f"data set {self.name!r} has no target {name!r}; it has: {names}")
 
+    def check_augmentations(self, used: Iterable[str]) -> None:
+        """`InputError` for an augmentation (`SYMMETRIES`, `ERASERS`) that would erase a target."""
+        for name in used:
+            if name in self.erased_by or name in set(SYMMETRIES) - set(self.symmetries):
+                raise InputError(
+                    f"augmentation {name!r} would erase a target of data set {self.name!r}, whose "
+                    f"targets survive {(*self.symmetries, *self._harmless())}"
+                )
+
+    def _harmless(self) -> list[str]:
+        return [name for name in ERASERS if name not in self.erased_by]
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
@@ -104,6 +122,6 @@ class Declaration:
             )
             for target in fields["targets"]
         )
-        for name in ("channels", "nuisance", "symmetries"):
-            fields[name] = tuple(fields[name])
+        for name in ("channels", "nuisance", "symmetries", "erased_by"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)

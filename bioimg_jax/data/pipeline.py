@@ -7,7 +7,7 @@ global batch and then sliced: images, order and augmentations do not depend on P
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -32,6 +32,7 @@ def train_batches(
     flips: bool,
     rotations: bool,
     seed: int,
+    views: Sequence[str] = (),
     labels: np.ndarray | None = None,
     start_step: int = 0,
     process_index: int = 0,
@@ -45,16 +46,11 @@ def train_batches(
     set, "position": int32 [b/P] in the global batch}, and with `labels` (int [n], one an example of
     the data set, -1 where there is none) "label": int32 [b/P]; examples without one are left out.
     The last batch of an epoch is filled from the next epoch. `worker_processes` > 0 reads in
-    processes instead of threads (parsed absl flags needed). Raises `InputError` for an augmentation
-    that would erase one of the data set's targets.
+    processes instead of threads (parsed absl flags needed). `views` are the augmentations that the
+    objective will make of these images. Raises `InputError` for an augmentation that would erase
+    one of the data set's targets.
     """
-    symmetries = dataset.declaration.symmetries
-    for wanted, name in ((flips, "flip"), (rotations, "rot90")):
-        if wanted and name not in symmetries:
-            raise InputError(
-                f"augmentation {name!r} would erase a target of data set "
-                f"{dataset.declaration.name!r}, whose targets survive {symmetries}"
-            )
+    check_augmentations(dataset, crop_px=crop_px, flips=flips, rotations=rotations, views=views)
     rows = _rows_of_process(batch_size, process_index, process_count)
     indices = _checked(indices, dataset)
     if labels is not None:
@@ -78,6 +74,14 @@ def train_batches(
         return batch if labels is None else {**batch, "label": labels[chosen]}
 
     return _iterate(read, sys.maxsize, start_step, threads, worker_processes)
+
+
+def check_augmentations(
+    dataset: Dataset, *, crop_px: int, flips: bool, rotations: bool, views: Sequence[str]
+) -> None:
+    """`InputError` where what is made of an image in training would erase one of the targets."""
+    made = {"flip": flips, "rot90": rotations, "crop": dataset.has_room(crop_px)}
+    dataset.declaration.check_augmentations([*(name for name in made if made[name]), *views])
 
 
 def evaluation_batches(

@@ -67,6 +67,10 @@ class Mae:
         assert self.encoder.patch_px is not None  # checked on construction
         return self.encoder.patch_px
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        return ("intensity",) if self.augment else ()
+
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         encoder_key, decoder_key = jax.random.split(key)
         variables = self.encoder.init(encoder_key)

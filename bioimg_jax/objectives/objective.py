@@ -26,13 +26,18 @@ class Objective(Protocol):
     `separable_over_batch`: the loss of a batch is the mean of its examples' losses. False
     (contrastive losses, batch statistics) refuses gradient accumulation.
     `target`: name of the data set's target whose labels its batches hold, "label" int32 [b]; "" for
-    images alone. `n_classes`, where there is a target: how many labels it tells apart.
+    images alone. `augmentations`: what `views` makes of an image, in the words that a data set's
+    declaration has for it (`data.declaration.ERASERS`). `n_classes`, where there is a target: how
+    many labels it tells apart.
     """
 
     encoder: Encoder
     separable_over_batch: bool
     target: str
     n_classes: int
+
+    @property
+    def augmentations(self) -> tuple[str, ...]: ...
 
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         """(params, state): params["encoder"] are the encoder's, state["stats"] its statistics."""

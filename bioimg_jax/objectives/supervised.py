@@ -68,6 +68,10 @@ class Supervised:
         inputs = self.encoder.width * (2 if self.pooling == "mean_std" else 1)
         return Head(inputs=inputs, hidden=self.hidden, outputs=self.n_classes)
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        return ("intensity",) if self.augment else ()
+
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         encoder_key, head_key = jax.random.split(key)
         variables = self.encoder.init(encoder_key)

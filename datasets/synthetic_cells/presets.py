@@ -12,7 +12,6 @@ from typing import Any
 
 KINDS = ("factors", "classes", "screen", "pairs")
 CONFOUNDS = ("none", "position", "batch")
-BOTH = ("flip", "rot90")
 
 # Mechanisms of action and the steps that each of them turns.
 MECHANISMS: dict[str, dict[str, float]] = {
@@ -55,17 +54,19 @@ class Preset:
     images_per_site: int = 4
     optics_spread: float = 0.65  # of gain, background and blur between batches and plates
     ramp: float = 0.25  # of the illumination between the middle and the edge of an outer well
-    symmetries: tuple[str, ...] = BOTH  # in which the label lives
 
 
 # Two cells in every image, whole and apart: no overlap tells of the arrangement.
-_ARRANGED: dict[str, Any] = {
-    "kind": "pairs",
+APART: dict[str, Any] = {
     "view": "field",
     "n_cells": 2,
     "held": {"nucleus_size": 5.0, "cytoplasm_area": 5.5, "polarity": 1.0},
     "steady": ("nucleus_size", "cytoplasm_area"),
     "ramp": 0.0,
+}
+_ARRANGED: dict[str, Any] = {
+    **APART,
+    "kind": "pairs",
     "optics_spread": 0.3,
     "mostly_test": True,
     "wells_per_treatment": 9,
@@ -111,7 +112,6 @@ PRESETS = {
     "handedness_only": Preset(
         "the label is the handedness of all cells: a class is the other one's mirror image",
         label=("handedness",),
-        symmetries=("rot90",),
         **_ARRANGED,
     ),
     "neighbour_agreement_only": Preset(

@@ -20,7 +20,7 @@ from bioimg_jax.errors import InputError
 
 from .dials import BIOLOGY, DIALS, OPTICS
 from .dials import WELL as OF_WELLS
-from .presets import CONFOUNDS, PRESETS, Preset
+from .presets import APART, CONFOUNDS, PRESETS, Preset
 from .rendering import (
     CHANNELS,
     Cells,
@@ -48,6 +48,7 @@ from .screen import (
 
 PIXEL_UM = 0.65
 FOLDS = 3
+LEAST_PX = 48  # of an image of cells that lie whole and apart
 BATCH_PX = 32 * 72**2  # pixels of a channel that are drawn at a time: some 25 MB
 POSITION = ("well", "row", "column")
 CLASSES = {"handedness": ("left", "right"), "agreement": ("different", "same")}  # of pairs
@@ -295,11 +296,13 @@ def _resolve(config: str, settled: tuple[tuple[str, Any], ...]) -> Preset:
                 raise InputError(
                     f"synthetic_cells option {key}: {config} draws {name} itself, class by class"
                 )
-            if name in CLASSES and key == "label" and not pairs:
-                raise InputError(
-                    f"synthetic_cells option label: {name} is drawn in pairs; use the config "
-                    "handedness_only or neighbour_agreement_only"
-                )
+    if preset.kind == "classes" and preset.label and {*preset.label} <= {*CLASSES}:
+        preset = dataclasses.replace(preset, **APART)  # where a relation can be seen
+    if preset.n_cells and preset.image_px < LEAST_PX:
+        raise InputError(
+            f"synthetic_cells option image_px: {preset.image_px} has no room for {preset.n_cells} "
+            f"cells that lie apart; expected at least {LEAST_PX}"
+        )
     if preset.withhold and "cells_per_well" in preset.label:
         raise InputError(
             "synthetic_cells option withhold: a label of wells needs to know the wells"
@@ -389,9 +392,17 @@ def declaration(preset: Preset) -> Declaration:
         pixel_um=PIXEL_UM,
         targets=targets,
         nuisance=nuisance,
-        symmetries=preset.symmetries,
+        symmetries=("rot90",) if "handedness" in preset.label else ("flip", "rot90"),
         pretraining="train",
+        erased_by=_erased_by(preset),
     )
+
+
+def _erased_by(preset: Preset) -> tuple[str, ...]:
+    """One cell alone agrees with nobody, and a brightness is gone with the intensities."""
+    bright = any(dial.startswith("intensity") for dial in preset.label)
+    named = {"crop": "agreement" in preset.label, "intensity": bright}
+    return tuple(name for name, erased in named.items() if erased)
 
 
 def _truth(dial: str) -> str:

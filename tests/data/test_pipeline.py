@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 
 from bioimg_jax.data.dataset import Dataset, open_dataset
+from bioimg_jax.data.declaration import Declaration
 from bioimg_jax.data.pipeline import evaluation_batches, train_batches
 from bioimg_jax.errors import InputError
 from bioimg_jax.prepare import prepare
@@ -132,6 +135,22 @@ def test_augmentation_that_erases_a_target_is_refused(
     assert len(batches(handed, 1, flips=False)) == 1
     with pytest.raises(InputError, match="augmentation 'flip' would erase a target"):
         batches(handed, 1)
+
+
+@pytest.mark.parametrize(
+    ("erased_by", "changes", "harmless"),
+    [("crop", {"crop_px": 5}, {"crop_px": 6}), ("intensity", {"views": ("intensity",)}, {})],
+)
+def test_a_crop_or_other_intensities_that_erase_a_target_are_refused(
+    dataset: Dataset, erased_by: str, changes: dict, harmless: dict
+) -> None:
+    assert len(batches(dataset, 1, **changes)) == 1
+    fragile = copy.copy(dataset)
+    fragile.declaration = dataclasses.replace(dataset.declaration, erased_by=(erased_by,))
+    assert Declaration.from_json(fragile.declaration.to_json()) == fragile.declaration
+    with pytest.raises(InputError, match=f"augmentation '{erased_by}' would erase a target"):
+        batches(fragile, 1, **changes)
+    assert len(batches(fragile, 1, **harmless)) == 1
 
 
 def test_evaluation_covers_every_example_once(dataset: Dataset) -> None:

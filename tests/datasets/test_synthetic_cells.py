@@ -462,6 +462,42 @@ def test_cells_that_disagree_differ_from_those_that_agree_in_the_organelles_alon
     assert (np.abs(change.mean(0)) < 4 * change.std(0, ddof=1) / np.sqrt(len(change))).all()
 
 
+@pytest.mark.parametrize(
+    ("relation", "low", "high"), [("handedness", -1, 1), ("agreement", 0.5, 1)]
+)
+def test_a_relation_can_be_tied_to_the_label_and_to_a_nuisance(
+    relation: str, low: float, high: float
+) -> None:
+    plan = planned("custom", label=relation, batch=relation, images_per_site=1, n_plates=7)
+    table, images = drawn(plan, slice(None))
+    assert images.shape[1:3] == (64, 64) and (table["n_cells"] == 2).all()
+    value = table.groupby("treatment")[f"factor_{relation}"]
+    assert value.min()["low"] == low and value.max()["high"] == high
+    by_batch = table[table["treatment"] == "high"].groupby("batch")[f"factor_{relation}"]
+    assert (by_batch.nunique() == 1).all() and by_batch.first().nunique() > 1
+    only = planned("custom", label=relation, images_per_site=1, n_plates=3)
+    assert set(drawn(only, slice(None))[0][f"factor_{relation}"]) == {low, high}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "symmetries", "erased_by"),
+    [
+        ("handedness_only", {}, ("rot90",), ()),
+        ("custom", {"label": "handedness"}, ("rot90",), ()),
+        ("neighbour_agreement_only", {}, ("flip", "rot90"), ("crop",)),
+        ("intensity_only", {}, ("flip", "rot90"), ("intensity",)),
+        ("default", {}, ("flip", "rot90"), ("intensity",)),
+        ("custom", {"label": "intensity_Mito"}, ("flip", "rot90"), ("intensity",)),
+        ("density_only", {}, ("flip", "rot90"), ()),
+    ],
+)
+def test_a_preset_says_what_would_erase_its_label(
+    config: str, options: dict[str, str], symmetries: tuple, erased_by: tuple
+) -> None:
+    said = planned(config, **options).declaration
+    assert (said.symmetries, said.erased_by) == (symmetries, erased_by)
+
+
 @pytest.mark.parametrize("config", ["handedness_only", "neighbour_agreement_only"])
 def test_cells_lie_about_the_middle_or_a_mirrored_class_would_lie_beside_it(config: str) -> None:
     """Half a pixel to one side told the classes apart in a thumbnail: 0.535 of 10,080 images."""
@@ -579,7 +615,8 @@ def test_fields_have_three_to_eight_channels(n_channels: int) -> None:
         ("", {"view": "well"}, "view must be one of crop, field, not 'well'"),
         ("custom", {"label": "size"}, "label: 'size' is no dial"),
         ("custom", {"position": "gain+blurr"}, "position: 'blurr' is no dial"),
-        ("custom", {"label": "handedness"}, "handedness is drawn in pairs"),
+        ("custom", {"label": "handedness", "image_px": 40}, "no room for 2 cells that lie apart"),
+        ("handedness_only", {"image_px": 47}, "image_px: 47 has no room .* expected at least 48"),
         ("custom", {"label": "intensity_Mito", "n_channels": 4}, "'intensity_Mito' is no dial"),
         ("handedness_only", {"label": "gain"}, "label: handedness_only has its own"),
         ("handedness_only", {"batch": "handedness"}, "batch: handedness_only draws handedness it"),
