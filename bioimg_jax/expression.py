@@ -27,8 +27,10 @@ from bioimg_jax.benchmarks.beyond_expression import (
 )
 from bioimg_jax.benchmarks.expression import (
     OFFICIAL,
+    PROTOCOLS,
     Experiment,
     Expression,
+    Protocol,
     audit_features,
     make_experiment,
     rank_agreement,
@@ -104,6 +106,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     """Every representation by every variant of the protocol; what results.json holds."""
     settings, about = config["evaluate"], config["task"]
     _check_beyond(settings)
+    protocols = _variants(settings)
     if not about["folder"]:
         raise InputError("task.folder: it is empty, expected the folder of one task")
     task = read_task(
@@ -121,16 +124,17 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     )  # fmt: skip
     entries = _entries(config["features"], workdir)
     floors, omitted = _floors(settings["floors"], entries)
-    not_run |= undefined_protocols(experiment)
+    not_run |= undefined_protocols(experiment, protocols)
     for name, reason in not_run.items():
         print(f"not run: {name}, because {reason}", file=sys.stderr)
     shared = train_overlap(folds)
-    audits = _audits(task, experiment, shared, settings["delta"], config["seed"])
+    audits = _audits(task, experiment, protocols, shared, settings["delta"], config["seed"])
     found: dict[str, dict[str, Expression]] = {}
     scores: list[Score] = []
     began = time.monotonic()
     for i, entry in enumerate(entries, start=1):
-        found[entry.name] = score_expression(_features(entry.table, task), experiment)
+        features = _features(entry.table, task)
+        found[entry.name] = score_expression(features, experiment, protocols)
         for variant, expression in found[entry.name].items():
             scores.append(
                 _score(variant, expression, entry.name, entry.kind, entry.exposure, task, shared,
@@ -293,7 +297,12 @@ def _features(table: FeatureTable, task: Task) -> np.ndarray:
 
 
 def _audits(
-    task: Task, experiment: Experiment, shared: float, delta: float, seed: int
+    task: Task,
+    experiment: Experiment,
+    protocols: Mapping[str, Protocol],
+    shared: float,
+    delta: float,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Variant -> what the position and the total counts of a spot score, alone and together."""
     spots = task.spots
@@ -301,7 +310,7 @@ def _audits(
     found: dict[str, dict[str, Score]] = {}
     for name, features in held.items():
         key = name.replace("_and_", JOINT)
-        for variant, of in score_expression(features, experiment).items():
+        for variant, of in score_expression(features, experiment, protocols).items():
             found.setdefault(variant, {})[key] = _score(
                 variant, of, key, "metadata", "none", task, shared, seed, name
             )
@@ -309,6 +318,19 @@ def _audits(
         variant: audit_of_scores(of, AUDIT, name=variant, metric=METRIC, delta=delta)
         for variant, of in found.items()
     }
+
+
+def _variants(settings: Config) -> dict[str, Protocol]:
+    """The official protocol and the variants of it that the config names, or all."""
+    command_line.check_keys(settings, "evaluate", "variants")
+    asked = command_line.names(settings["variants"]) or list(PROTOCOLS)
+    for name in asked:
+        if name not in PROTOCOLS:
+            raise InputError(
+                f"evaluate.variants: {name!r}, expected some of {', '.join(PROTOCOLS)}, or nothing "
+                "for all"
+            )
+    return {name: of for name, of in PROTOCOLS.items() if name in (OFFICIAL, *asked)}
 
 
 def _check_beyond(settings: Config) -> None:

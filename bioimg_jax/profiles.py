@@ -62,7 +62,7 @@ HELP = f"""{__doc__}
 --workdir=DIR       where tables, results.json and report.html are kept"""
 NO_IMAGES = "there are no images behind a file of features"
 NAMES = (PLATE, BATCH, WELL, COMPOUND, CLASS, GENE, ARM)  # columns that are never numbers
-KINDS = (*ENCODERS, "count", "pixels", "layout", "texture")
+KINDS = (*ENCODERS, "untrained", "count", "pixels", "layout", "texture", "combined", "noise")
 Config = Mapping[str, Any]
 # Keys of the config and their types.
 SETTINGS: dict[str, type] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import common, known_truth
+from configs import common, eval_expression, eval_profiles, known_truth
 
 CELLS, TISSUE = "mae_cells", "mae_tissue"
 BENCHMARKS = "linear,knn,few_shot,ridge"
@@ -20,7 +20,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As many images as the others, so that programs compiled for them are used again.
     "density_only": {"encoders": CELLS, "data": {"options": "images_per_site=4"}},
     "intensity_only": {"encoders": CELLS},
-    "texture_only": {"encoders": CELLS},
+    # The attentive probe looks at tokens, which are many numbers: here alone.
+    "texture_only": {
+        "encoders": CELLS,
+        "evaluate": {"benchmarks": f"{BENCHMARKS},attentive", "poolings": "cls,mean,tokens"},
+    },
     "colocalisation_only": {
         "encoders": CELLS,
         # Shown, and no floor: the pixel floor without what it needs here.
@@ -48,6 +52,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tissue_layout": {"encoders": TISSUE, "data": SPOTS},
     "tissue_texture": {"encoders": TISSUE, "data": SPOTS},
     "tissue_null": {"encoders": TISSUE, "data": SPOTS},
+}
+# What drives the genes of a tissue -> the factors of a spot that it follows from.
+DRIVERS = {
+    "composition": ["truth_share_lymphocyte", "truth_share_plasma"],
+    "layout": ["truth_clustering"],
+    "texture": ["truth_chromatin_um"],
+    "nothing": [],
 }
 # Designs that the metadata audit is tried on; a preset that is not here has the design of one that
 # is, and differs in what the images show. Confounded: the metadata tell the label, always; of the
@@ -86,6 +97,8 @@ def get_config() -> ml_collections.ConfigDict:
                 ),
             },
             "presets": {name: _preset(name, **about) for name, about in PRESETS.items()},
+            "screens": {"mixed_screen_profiles": _screen("mixed_screen")},
+            "genes": {"tissue_genes": _genes("default")},
             "audits": {name: _audit(name) for name in AUDITS},
         }
     )
@@ -100,6 +113,71 @@ def _audit(name: str) -> dict[str, Any]:
         "options": options,
         "seeds": 200,
         "expected": name in CONFOUNDED,
+    }
+
+
+def _screen(preset: str) -> dict[str, Any]:
+    """The protocols of eval_profiles.py on the features of a preset, cells rolled up to wells."""
+    about = eval_profiles.get_config().to_dict()
+    del about["profiles"]["tables"], about["evaluate"]["floors"]  # what the preset has
+    return {
+        "preset": preset,
+        "truth": "truth_mechanism",  # features of the factors
+        "factors": ["every dial"],
+        "control": "is_control",
+        "class": "mechanism",
+        "gene": "compound",
+        "profiles": about["profiles"]
+        | {
+            "metadata": {"mechanism": "moa", "dose_um": "dose"},
+            "extract": {"gene": {"column": "compound", "pattern": "^(.*)$"}},
+            "joins": {},
+            "unique": "",  # a row an image, rolled up to wells
+            "rollup": {"levels": "plate,well", "average": "mean", "equal": 0},
+            "control": {"column": "is_control", "values": "True"},
+            "positive": {"column": "", "values": ""},
+        },
+        "evaluate": about["evaluate"]
+        | {
+            "alignments": "centerscale_on_controls",
+            "benchmarks": "nsc,nscb_deepprofiler,activity,consistency,relationships,retrieval",
+            "permutations": 199,
+            "beyond": "",
+            "nuisance": False,
+            "screening": False,
+        },
+    }
+
+
+def _genes(tissue: str) -> dict[str, Any]:
+    """HEST-Benchmark's protocol of eval_expression.py on a tissue written in its layout."""
+    about = eval_expression.get_config().to_dict()
+    floors = "chance,pixels,stain,nuclei,layout,combined,texture_bank,twin,layout_trained"
+    images = known_truth.get_config("tissue_layout").to_dict()
+    patient = {"patient_pattern": r"^P\d+"}
+    return {
+        "encoders": TISSUE,
+        # Another seed than the images that the encoder is trained on.
+        "tissue": {"config": tissue, "options": f"{SPOTS['options']},seed=1"},
+        "drivers": DRIVERS,
+        "evaluation": images
+        | {
+            "data": images["data"]
+            | {"name": "hest", "config": "", "options": r"patient_pattern=^P\d+"},
+            "evaluate": images["evaluate"]
+            | {
+                "floors": floors,
+                "untrained_seeds": 1,
+                "resnet18": False,
+                "illustrate": False,
+                "benchmarks": "ridge",
+            },
+        },
+        "expression": {
+            "task": about["task"] | patient,
+            "evaluate": about["evaluate"]
+            | {"floors": floors, "variants": "official", "beyond": ""},
+        },
     }
 
 

@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "evaluate": {
                 "floors": "chance,pixels,stain,nuclei,layout,twin,layout_trained",
+                "variants": "",  # of the protocol beside the official one; "" for all
                 "delta": 0.03,
                 # What encoders say beyond the position and the total counts of a spot; "" for not.
                 "beyond": "position,total_counts",

@@ -19,6 +19,10 @@ def floors(preset: str) -> str:
     """The floors of a preset, in the config's words."""
     if preset == "cells_per_well_only":
         return FLOORS.replace("random_projection", "random_projection,aggregation_noise")
+    if preset in TISSUE:
+        return f"{FLOORS},stain,combined,layout_rendered,layout_trained"
+    if preset == "density_only":
+        return f"{FLOORS},combined,layout_rendered,layout_trained"
     if preset in RELATIONAL:  # both classes have the same orientations, so those that are mirrored
         return FLOORS.replace("texture_bank", "texture_bank_mirrored")
     return FLOORS

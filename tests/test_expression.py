@@ -91,6 +91,14 @@ def test_the_score_is_the_protocols_whatever_the_order_of_rows(
     genes = pd.read_csv(tmp_path / "out" / "genes.csv")
     mine = genes[(genes["representation"] == "encoder") & (genes["protocol"] == OFFICIAL)]
     assert mine.set_index("gene")["pearson"].to_dict() == pytest.approx(expected[OFFICIAL].per_gene)
+    # The official one is always there; others where they are asked for.
+    few = expression.evaluate_expression(
+        config(folder, tables(folder, tmp_path), variants="no_pca"), tmp_path / "few"
+    )
+    assert [target["name"] for target in few["targets"]] == [OFFICIAL, "no_pca"]
+    assert {row["target"]: row["value"] for row in few["scores"] if row["kind"] == "imported"} == {
+        variant: rows[variant, "encoder"]["value"] for variant in (OFFICIAL, "no_pca")
+    }
 
 
 def test_encoders_are_asked_beyond_position_and_total_counts(
@@ -248,6 +256,7 @@ def test_the_command_writes_a_report(
         ({"features": {"tables": {}}}, "features: neither a run nor tables"),
         ({"features": {"run": "nowhere"}}, "nowhere has no results.json of a finished run"),
         ({"evaluate": {"floors": "chance,stain"}}, "evaluate.floors: 'stain' is none of chance"),
+        ({"evaluate": {"variants": "offical"}}, "evaluate.variants: 'offical', expected some of"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -2,9 +2,10 @@
 
     python -m bioimg_jax.known_truth.calibrate --config=configs/calibrate.py --workdir=OUT
 
-Trains the encoders that the config names, evaluates each preset with them, tries the metadata audit
-on many seeds, and holds the outcomes against what must be so (`expectations.py`). What is finished
-is used again. Leaves calibration.json, calibration.html and calibration.md, and a report a preset.
+Trains the encoders that the config names, evaluates each preset with them, puts profiles and genes
+through the field's protocols (`protocols.py`), tries the metadata audit on many seeds, and holds
+the outcomes against what must be so (`expectations.py`). What is finished is used again. Leaves
+calibration.json, calibration.html and calibration.md, and a report a preset.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from bioimg_jax.known_truth.experiments import (
     train_encoder,
     training_of,
 )
+from bioimg_jax.known_truth.protocols import evaluate_genes, evaluate_screen
 from bioimg_jax.report import write_calibration
 from bioimg_jax.train import Config, build_run
 
@@ -41,6 +43,8 @@ HELP = f"""{__doc__}
 --workdir=DIR       where encoders, evaluations and the calibration are kept
 --processes=N       so many encoders and presets at a time (2), each in some 3 GB of memory"""
 PROCESSES = 2
+PRESET, SCREEN, GENES = "preset", "screen", "genes"
+SECTIONS = {PRESET: "presets", SCREEN: "screens", GENES: "genes"}  # of the config
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> bool:
     """Whether everything that must hold does."""
     config, given = command_line.parse(arguments, {"workdir": "", "processes": str(PROCESSES)})
-    command_line.check_sections(config, "encoders", "presets", "audits")
+    command_line.check_sections(config, "encoders", "presets", "screens", "genes", "audits")
     workdir, processes = given["workdir"], given["processes"]
     if not workdir:
         raise InputError("--workdir=DIR is missing: where the calibration is kept")
@@ -83,22 +87,26 @@ def calibrate(
     command_line.check_config(workdir, dict(config))
     command_line.write_json(workdir / "config.json", config)
     done = _done(_tasks(config, workdir, command), processes)
-    presets = {name: done["preset", name] for name in config["presets"]}
+    evaluated = {
+        name: done[kind, name]
+        for kind in (PRESET, SCREEN, GENES)
+        for name in config[SECTIONS[kind]]
+    }
     audits = [done["audit", name] for name in config["audits"]]
-    outcomes = [outcome for preset in presets.values() for outcome in preset.outcomes]
-    checks = [check for preset in presets.values() for check in preset.checks]
+    outcomes = [outcome for one in evaluated.values() for outcome in one.outcomes]
+    checks = [check for one in evaluated.values() for check in one.checks]
     checks += expectations(outcomes, audits)
     encoders = {name: open_checkpoint(encoder_folder(workdir, name)) for name in _wanted(config)}
     about = {
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
         "wall_s": round(time.time() - start, 1),
-        "took_s": {name: round(preset.seconds, 1) for name, preset in presets.items()},
+        "took_s": {name: round(one.seconds, 1) for name, one in evaluated.items()},
         "processes": processes,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
         "seed": config["seed"],
-        "data": [preset.data for preset in presets.values()],
+        "data": [one.data for one in evaluated.values()],
         "encoders": [
             {
                 "encoder": name,
@@ -128,15 +136,19 @@ def _data_words(settings: Mapping[str, Any]) -> str:
 
 
 def _tasks(config: Config, workdir: Path, command: str) -> dict[tuple[str, str], Task]:
-    """What there is to do, ("encoder", "preset" or "audit", name) -> task."""
+    """What there is to do, (one of `SECTIONS`, name) -> task."""
     tasks = {}
     for name in _wanted(config):
         first = config["encoders"][name]["starts_from"]
         needs = [("encoder", first)] if first else []
         tasks["encoder", name] = Task(train_encoder, (name, config, workdir), needs)
-    for name, about in config["presets"].items():
-        needs = [("encoder", encoder) for encoder in command_line.names(about["encoders"])]
-        tasks["preset", name] = Task(evaluate_preset, (name, config, workdir, command), needs)
+    for kind, evaluate in ((PRESET, evaluate_preset), (GENES, evaluate_genes)):
+        for name, about in config[SECTIONS[kind]].items():
+            needs = [("encoder", encoder) for encoder in command_line.names(about["encoders"])]
+            tasks[kind, name] = Task(evaluate, (name, config, workdir, command), needs)
+    for name, about in config["screens"].items():
+        needs = [(PRESET, about["preset"])]
+        tasks[SCREEN, name] = Task(evaluate_screen, (name, config, workdir, command), needs)
     for name, about in config["audits"].items():
         tasks["audit", name] = Task(audit_design, (name, about), [])
     return tasks
@@ -153,7 +165,7 @@ def _wanted(config: Config) -> list[str]:
         if name not in found:
             found.append(name)
 
-    for about in config["presets"].values():
+    for about in (*config["presets"].values(), *config["genes"].values()):
         for name in command_line.names(about["encoders"]):
             add(name)
     return found
@@ -185,13 +197,18 @@ def _done(tasks: Mapping[tuple[str, str], Task], processes: int) -> dict[tuple[s
 def _check(config: Config) -> None:
     """`InputError` for a wrong name or setting, before anything takes time."""
     encoders = config["encoders"]
-    wanted = [(f"presets.{name}.encoders", encoder) for name, about in config["presets"].items()
+    wanted = [(f"{section}.{name}.encoders", encoder) for section in ("presets", "genes")
+              for name, about in config[section].items()
               for encoder in command_line.names(about["encoders"])]  # fmt: skip
     wanted += [(f"encoders.{name}.starts_from", about["starts_from"])
                for name, about in encoders.items() if about["starts_from"]]  # fmt: skip
     for key, encoder in wanted:
         if encoder not in encoders:
             raise InputError(f"{key}: {encoder!r} is none of {', '.join(encoders)}")
+    for name, about in config["screens"].items():
+        if about["preset"] not in config["presets"]:
+            presets = ", ".join(config["presets"])
+            raise InputError(f"screens.{name}.preset: {about['preset']!r} is none of {presets}")
     for name in encoders:
         seen, first = [name], encoders[name]["starts_from"]
         while first and first not in seen:

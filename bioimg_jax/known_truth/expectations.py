@@ -11,6 +11,7 @@ from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.statistics.intervals import t_interval
 from bioimg_jax.statistics.verdict import ABOVE, CONFOUNDED, DELTA, NONE
 
+DIALS = "dials"  # the truth where it takes part as an encoder
 REACHED = 0.9  # of what the ceiling lies above chance
 EQUIVALENT = 0.02  # to chance, on either side
 EQUIVALENT_ALPHA = 0.05  # of each of the two one-sided tests
@@ -93,20 +94,27 @@ def expectations(outcomes: Sequence[Outcome], audits: Sequence[Mapping[str, Any]
     first: dict[str, Outcome] = {}
     found = []
     for outcome in outcomes:
+        for check in OF_TARGETS.get((outcome.preset, outcome.target), ()):
+            name = f"{outcome.preset}, {outcome.target}"
+            found.append(dataclasses.replace(_asked(check, outcome), preset=name))
         primary = first.setdefault(outcome.preset, outcome)
         if outcome is not primary and outcome.benchmark == primary.benchmark:
             continue  # another target of it
         for check in CHECKS.get(outcome.preset, ()):
             if outcome is not primary and check not in EVERYWHERE:
                 continue
-            try:
-                one = check(outcome)
-            except KeyError as error:  # a run without one of the floors cannot say
-                one = Check(outcome.preset, "everything that is asked about was run",
-                            str(error.args[0]), False)  # fmt: skip
+            one = _asked(check, outcome)
             where = "" if outcome is primary else f", {outcome.benchmark}"
             found.append(dataclasses.replace(one, preset=f"{outcome.preset}{where}"))
     return found + [_audit_check(row) for row in audits]
+
+
+def _asked(check: Callable[[Outcome], Check], outcome: Outcome) -> Check:
+    try:
+        return check(outcome)
+    except KeyError as error:  # a run without one of the floors cannot say
+        said = str(error.args[0])
+        return Check(outcome.preset, "everything that is asked about was run", said, False)
 
 
 def reaches(name: str, *, at_least: bool = True) -> Callable[[Outcome], Check]:
@@ -163,7 +171,7 @@ def nobody_above(outcome: Outcome) -> Check:
     """Every encoder has a verdict, none is called above its floors, and none scores above the best
     of them by `DELTA`: where a floor is at the ceiling the word is "saturated", whatever an encoder
     scores."""
-    found = set(outcome.verdicts.values())
+    found = {word for name, word in outcome.verdicts.items() if name != DIALS}
     encoders = [one.value for one in outcome.shown if one.kind in ENCODERS]
     floor = _best_floor(outcome)
     highest = max(encoders, default=floor.value)
@@ -178,6 +186,24 @@ def all_above(outcome: Outcome) -> Check:
     """The positive control: what no floor sees is called above them."""
     holds = set(outcome.verdicts.values()) == {ABOVE}
     return Check(outcome.preset, "the trained encoder is above its floors", _words(outcome), holds)
+
+
+def truth_above(outcome: Outcome) -> Check:
+    """The positive control of a protocol: the truth, taken for an encoder, is above the floors."""
+    word = outcome.verdicts.get(DIALS, NONE)
+    return Check(outcome.preset, "the truth is above its floors", word or "none", word == ABOVE)
+
+
+def truth_leads(outcome: Outcome) -> Check:
+    """No floor and no encoder says more than the truth, which says something."""
+    best = max((one for one in outcome.shown if one.kind != "truth"), key=lambda one: one.value)
+    ceiling = outcome.chance if outcome.ceiling is None else outcome.ceiling
+    return Check(
+        outcome.preset,
+        "nothing scores more than the truth",
+        f"{best.representation} {best.value:.3f}, the truth {ceiling:.3f}",
+        outcome.chance + DELTA < ceiling and best.value <= ceiling + DELTA,
+    )
 
 
 def all_confounded(outcome: Outcome) -> Check:
@@ -322,4 +348,18 @@ CHECKS: dict[str, tuple[Callable[[Outcome], Check], ...]] = {
     "tissue_layout": (beats("layout", "pixels"),),
     "tissue_texture": (beats("layout", "pixels", expected=False),),
     "tissue_null": (none_beats_chance,),
+}
+# Preset and target -> what is asked of them, whatever the benchmark.
+KNOWN = (truth_leads, nobody_above)
+SCREEN, GENES = "mixed_screen_profiles", "tissue_genes"
+OF_TARGETS: dict[tuple[str, str], tuple[Callable[[Outcome], Check], ...]] = {
+    (SCREEN, "nsc"): KNOWN,
+    (SCREEN, "activity"): (truth_above, *KNOWN),
+    (SCREEN, "consistency"): KNOWN,
+    (SCREEN, "recall_same_class"): KNOWN,
+    (SCREEN, "retrieval_across_plates"): (truth_above, *KNOWN),
+    (GENES, "composition"): (truth_above, *KNOWN),
+    (GENES, "layout"): (beats("layout", "pixels"), *KNOWN),
+    (GENES, "texture"): KNOWN,
+    (GENES, "nothing"): (none_beats_chance,),
 }

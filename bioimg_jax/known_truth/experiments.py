@@ -5,7 +5,6 @@ Each is a function of plain values that can be called in any process; what it pr
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from scipy import stats
 
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.score import SELECTED, headline_rows
-from bioimg_jax.candidates import build_evaluation, open_trained
-from bioimg_jax.checkpoint import Saved, open_checkpoint
+from bioimg_jax.candidates import Evaluation, build_evaluation, open_trained
+from bioimg_jax.checkpoint import open_checkpoint
 from bioimg_jax.data.builders import find_builder
+from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.splits import make_folds
 from bioimg_jax.design import check_settings
 from bioimg_jax.evaluate import evaluate, prepared
@@ -34,7 +34,7 @@ LOG = "log.txt"
 
 
 @contextlib.contextmanager
-def _process(workdir: Path, folder: Path) -> Iterator[None]:
+def process_of(workdir: Path, folder: Path) -> Iterator[None]:
     """What a process needs to compute here; prints into the folder's log meanwhile.
 
     Programs that were compiled for one experiment are used again for the next, in any process.
@@ -75,7 +75,7 @@ def train_encoder(name: str, config: Config, workdir: Path) -> float:
     """
     begun = time.monotonic()
     experiment, folder = training_of(name, config), encoder_folder(workdir, name)
-    with _process(workdir, folder):
+    with process_of(workdir, folder):
         dataset = prepared(experiment["data"])
         run = build_run(experiment, dataset.declaration.channels)
         start = None
@@ -101,48 +101,65 @@ def evaluate_preset(name: str, config: Config, workdir: Path, command: str) -> E
     begun = time.monotonic()
     about = config["presets"][name]
     folder = preset_folder(workdir, name)
-    with _process(workdir, folder):
-        checkpoints = [
-            open_checkpoint(encoder_folder(workdir, encoder))
-            for encoder in command_line.names(about["encoders"])
-        ]
-        outcomes, checks = _evaluated(name, config, checkpoints, folder, command)
-    data = _about_data(name, about, folder)
+    with process_of(workdir, folder):
+        images = evaluate_images(
+            about["evaluation"], config, about["encoders"], workdir, folder, command
+        )
+        outcomes, checks = _outcomes(name, about["flipped"], images, folder)
+    settings = about["evaluation"]["data"]
+    data = about_data(name, settings["name"], settings, images.dataset.content_hash)
     return Evaluated(outcomes, checks, data, time.monotonic() - begun)
 
 
-def _about_data(name: str, experiment: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a preset was evaluated on, so that it can be made again."""
-    settings = experiment["evaluation"]["data"]
-    plan = find_builder(settings["name"]).plan_resolved(
+def about_data(
+    name: str, builder: str, settings: Mapping[str, Any], content_hash: str
+) -> dict[str, Any]:
+    """What something was evaluated on, so that it can be made again.
+
+    settings: "config" and "options" of the builder.
+    """
+    plan = find_builder(builder).plan_resolved(
         "", settings["config"], command_line.options(settings["options"])
     )
     return {
         "preset": name,
-        "name": settings["name"],
+        "name": builder,
         "config": settings["config"],
         "options": settings["options"],
         "seed": plan.options["seed"],
-        "content_hash": json.loads((folder / "config.json").read_text())["content_hash"],
+        "content_hash": content_hash,
     }
 
 
-def _evaluated(
-    name: str, config: Config, checkpoints: Sequence[Saved], folder: Path, command: str
-) -> tuple[list[Outcome], list[Check]]:
-    """The evaluation of one preset, on every benchmark and target that gets a verdict.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """An evaluation of images, and what results.json has of it."""
 
-    And, where the config asks for them, the same encoders on randomly flipped images, with what the
-    symmetry audit must say of them.
+    evaluation: Evaluation
+    dataset: Dataset
+    results: Mapping[str, Any]
+
+
+def evaluate_images(
+    about: Config, config: Config, encoders: str, workdir: Path, folder: Path, command: str
+) -> Images:
+    """The one evaluation, by the config `about`, of encoders that are trained; kept in `folder`.
+
+    Nuisance targets are left out, unless there are no others.
     """
-    about = config["presets"][name]
-    experiment = {**about["evaluation"], "seed": config["seed"], "mesh": config["mesh"]}
+    experiment = {**about, "seed": config["seed"], "mesh": config["mesh"]}
+    checkpoints = [
+        open_checkpoint(encoder_folder(workdir, encoder))
+        for encoder in command_line.names(encoders)
+    ]
     start = time.time()
     dataset = prepared(experiment["data"])
-    tested = tuple(target for target in dataset.declaration.targets if not target.nuisance)
+    targets = dataset.declaration.targets
+    tested = tuple(target for target in targets if not target.nuisance) or targets
     dataset.declaration = dataclasses.replace(dataset.declaration, targets=tested)
     evaluation = build_evaluation(experiment, dataset.declaration.channels, checkpoints)
     check_settings(evaluation, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
     command_line.write_json(
         folder / "config.json", {**experiment, "content_hash": dataset.content_hash}
     )
@@ -155,6 +172,18 @@ def _evaluated(
         kind="evaluation",
     )
     publish(folder, run, results)
+    return Images(evaluation, dataset, results)
+
+
+def _outcomes(
+    name: str, flipped: bool, images: Images, folder: Path
+) -> tuple[list[Outcome], list[Check]]:
+    """What came of one preset, on every benchmark and target that gets a verdict.
+
+    And, where they are asked for, of the same encoders on randomly flipped images, with what the
+    symmetry audit must say of them.
+    """
+    results, dataset = images.results, images.dataset
     outcomes = []
     for benchmark in results["benchmarks"]:
         for row in results["targets"]:
@@ -178,7 +207,7 @@ def _evaluated(
                     n_units=shown[0]["n_units"],
                     confounded=row["verdict"],
                     verdicts=words,
-                    shown=[_shown(score) for score in shown],
+                    shown=[shown_row(score) for score in shown],
                     factors=[
                         name.removeprefix("factor_").removeprefix("truth_")
                         for name in dataset.declaration.target(target).truth
@@ -186,17 +215,21 @@ def _evaluated(
                     layers=_layers(results["scores"], target, benchmark),
                 )
             )
-    if not about["flipped"]:
+    if not flipped:
         return outcomes, []
-    rows, audited = flipped_scores(evaluation, dataset, folder)
-    flipped = dataclasses.replace(
-        outcomes[0], preset=f"{name}, flipped", verdicts={}, shown=[_shown(row) for row in rows]
+    rows, layers, audited = flipped_scores(images.evaluation, dataset, folder)
+    turned = dataclasses.replace(
+        outcomes[0],
+        preset=f"{name}, flipped",
+        verdicts={},
+        shown=[shown_row(row) for row in rows],
+        layers=_layers(layers, outcomes[0].target, outcomes[0].benchmark),
     )
     erased = Check(
         name, "the symmetry audit says that a flip erases it", audited["reason"],
         audited["preserves"] is False,
     )  # fmt: skip
-    return [*outcomes, flipped], [erased]
+    return [*outcomes, turned], [erased]
 
 
 def _layers(
@@ -207,11 +240,12 @@ def _layers(
     for score in scores:
         asked = (score["target"], score["benchmark"]) == (target, benchmark)
         if asked and score["block"] != SELECTED:
-            found.setdefault(score["representation"], []).append(_shown(score))
+            found.setdefault(score["representation"], []).append(shown_row(score))
     return found
 
 
-def _shown(score: Mapping[str, Any]) -> Shown:
+def shown_row(score: Mapping[str, Any]) -> Shown:
+    """What an outcome shows of a row of results.json."""
     return Shown(
         representation=score["representation"],
         kind=score["kind"],

@@ -47,16 +47,19 @@ class Flipped:
 
 def flipped_scores(
     evaluation: Evaluation, dataset: Dataset, folder: Path
-) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], dict[str, Any]]:
     """What the trained encoders make of the first target when images are flipped at random.
 
-    Returns (rows of `Score.to_row`, one an encoder; the symmetry audit's row for the flip, by the
-    last encoder's own features). Feature tables and scores are kept in `folder`.
+    Returns (rows of `Score.to_row`, one an encoder; those of every layer; the symmetry audit's row
+    for the flip, by the last encoder's own features). Feature tables and scores are kept in
+    `folder`.
     """
     target = dataset.declaration.targets[0]
     rows, folds = subset(evaluation.config, dataset, [target], "max_examples")
     benchmark = chosen_benchmarks(evaluation.settings)[0]
-    found, row = [], {}
+    found: list[Mapping[str, Any]] = []
+    layers: list[Mapping[str, Any]] = []
+    row: dict[str, Any] = {}
     for candidate in candidates(evaluation, dataset):
         if candidate.kind not in ENCODERS:
             continue
@@ -70,7 +73,9 @@ def flipped_scores(
             evaluation, dataset, rows, table(flipped), flipped, benchmark, target,
             folds[target.name], folder,
         )  # fmt: skip
-        found += headline_rows([score.to_row() for score in scores], target.name, benchmark.name)
+        own = [score.to_row() for score in scores]
+        layers += own
+        found += headline_rows(own, target.name, benchmark.name)
         as_it_is, turned = table(candidate), table(mirrored)
         audited = symmetry(
             dataclasses.replace(dataset.declaration, targets=(target,)),
@@ -84,7 +89,7 @@ def flipped_scores(
             delta=evaluation.settings["delta"],
         )
         row = next(one for one in audited if one["augmentation"] == "flip")
-    return found, row
+    return found, layers, row
 
 
 def _turned(candidate: Candidate, always: bool) -> Candidate:

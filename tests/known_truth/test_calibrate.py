@@ -18,10 +18,13 @@ SMALL = "n_plates=14,wells_per_treatment=1,images_per_site=3"
 
 
 def config(out: Path) -> dict[str, Any]:
-    """Two presets, one of them by two benchmarks, and encoders that learn nothing."""
+    """Three presets, one of them by two benchmarks and by protocols, and a tissue's genes.
+
+    With encoders that learn nothing.
+    """
     found = copy.deepcopy(runpy.run_path("configs/calibrate.py")["get_config"]().to_dict())
     found["mesh"]["devices"] = 1
-    keep = ("handedness_only", "position_only")
+    keep = ("handedness_only", "position_only", "mixed_screen")
     found["presets"] = {name: found["presets"][name] for name in keep}
     tiny = found["encoders"]["supervised_handedness"]
     tiny["encoder"] = found["presets"]["handedness_only"]["evaluation"]["encoder"] | VIT
@@ -39,7 +42,23 @@ def config(out: Path) -> dict[str, Any]:
             "floors": "chance,pixels", "untrained_seeds": 0, "resnet18": False, "blocks": 1,
             "strengths": "1e-1", "poolings": "mean", "benchmarks": "ridge",
         }  # fmt: skip
-    found["presets"]["position_only"] |= {"encoders": "second"}
+    for name in ("position_only", "mixed_screen"):
+        found["presets"][name] |= {"encoders": "second"}
+    screen = found["presets"]["mixed_screen"]["evaluation"]
+    screen["data"]["options"] = "n_plates=7,images_per_site=1"
+    genes = found["genes"]["tissue_genes"]
+    genes |= {
+        "encoders": "",
+        "drivers": {name: genes["drivers"][name] for name in ("layout", "nothing")},
+    }
+    genes["tissue"]["options"] = (
+        "n_centres=1,n_patients=4,sections_per_patient=1,spots_per_section=12,image_px=96"
+    )
+    genes["evaluation"]["data"] |= {"out": str(out), "crop_px": 96}
+    genes["evaluation"]["encoder"] |= VIT | {"image_px": 96}
+    small = {"floors": "chance,pixels,layout", "untrained_seeds": 0}
+    genes["evaluation"]["evaluate"] |= small | {"blocks": 1, "poolings": "mean"}
+    genes["expression"]["evaluate"] |= {"floors": small["floors"]}
     found["presets"]["position_only"]["evaluation"]["evaluate"]["benchmarks"] = "ridge,knn"
     audits = found["audits"]
     found["audits"] = {name: audits[name] | {"seeds": 2} for name in ("position_only", "default")}
@@ -55,6 +74,9 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
         ("handedness_only, flipped", "ridge"),
         ("position_only", "ridge"),
         ("position_only", "knn"),
+        ("mixed_screen", "ridge"),
+        ("mixed_screen_profiles", "profiles, centerscale_on_controls"),
+        ("tissue_genes", "expression"),
     ]
     handed = about["handedness_only", "ridge"]
     assert handed["ceiling"] == 1.0 and handed["chance"] == 0.5  # the truth is the label

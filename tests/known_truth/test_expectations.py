@@ -69,6 +69,33 @@ def test_verdicts_are_read(
     assert ex.all_confounded(found).holds is confounded
 
 
+def test_the_truth_of_a_protocol_is_the_best_and_no_encoder() -> None:
+    words = {ex.DIALS: "above", "mae": "below"}
+    truth, floor = shown(ex.DIALS, 0.9, "truth"), shown("pixels", 0.7)
+    held = outcome(truth, floor, shown("mae", 0.6, "trained"), verdicts=words)
+    assert all(ask(held).holds for ask in (ex.truth_above, ex.truth_leads, ex.nobody_above))
+    beaten = outcome(truth, shown("pixels", 0.94), verdicts={ex.DIALS: "below"}, ceiling=0.9)
+    assert not ex.truth_above(beaten).holds and not ex.truth_leads(beaten).holds
+    says_nothing = outcome(truth, shown("pixels", 0.5), ceiling=0.52)
+    assert not ex.truth_leads(says_nothing).holds
+    assert not ex.truth_above(outcome(truth, floor)).holds
+
+
+def test_what_is_asked_of_a_target_is_asked_by_name() -> None:
+    about = {"preset": "mixed_screen_profiles", "benchmark": "profiles, none"}
+    found = [
+        outcome(shown(ex.DIALS, 0.9, "truth"), shown("pixels", value), target=target, **about,
+                verdicts={ex.DIALS: "above", "mae": "below"})
+        for target, value in (("nsc", 0.6), ("activity", 0.95))
+    ]  # fmt: skip
+    checks = {(one.preset, one.expected): one.holds for one in ex.expectations(found, [])}
+    first, second = "mixed_screen_profiles, nsc", "mixed_screen_profiles, activity"
+    assert checks[first, "nothing scores more than the truth"]
+    assert not checks[second, "nothing scores more than the truth"]
+    assert checks[second, "the truth is above its floors"]
+    assert (first, "the truth is above its floors") not in checks
+
+
 def test_an_encoder_above_a_floor_at_the_ceiling_is_seen_whatever_the_word() -> None:
     words = {"mae": "saturated"}
     for value, holds in ((0.92, True), (0.94, False)):
