@@ -45,7 +45,9 @@ def config(out: Path) -> dict[str, Any]:
     for name in ("position_only", "mixed_screen"):
         found["presets"][name] |= {"encoders": "second"}
     screen = found["presets"]["mixed_screen"]["evaluation"]
-    screen["data"]["options"] = "n_plates=7,images_per_site=1"
+    screen["data"]["options"] = "n_plates=5,images_per_site=1"
+    protocols = found["screens"]["mixed_screen_profiles"]["evaluate"]
+    protocols |= {"permutations": 19, "benchmarks": "nsc,relationships"}
     genes = found["genes"]["tissue_genes"]
     genes |= {
         "encoders": "",
@@ -89,6 +91,15 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
     assert checks["position_only", "every encoder's verdict is confounded"]
     assert checks["position_only", "the metadata audit of treatment says confounded always"]
     assert checks["default", "the metadata audit of treatment says confounded never"]
+    assert about["tissue_genes", "expression"]["target"] == "nothing"  # the last of the drivers
+    screened = about["mixed_screen_profiles", "profiles, centerscale_on_controls"]
+    truth = next(one for one in screened["shown"] if one["kind"] == "truth")
+    assert truth["representation"] == "dials" and truth["value"] == screened["ceiling"]
+    assert set(screened["verdicts"]) == {"dials", "supervised_vit"}
+    assert checks["mixed_screen_profiles, nsc", "nothing scores more than the truth"]
+    assert ("tissue_genes, nothing", "nothing is above chance") in checks
+    for folder in ("screens/mixed_screen_profiles", "genes/tissue_genes/layout"):
+        assert (workdir / folder / "report.html").is_file()
     few = next(v for (_, text), v in checks.items() if text.startswith("pixels is chance"))
     assert not few  # 48 test images are no evidence of equivalence
     assert found == json.loads((workdir / "calibration.json").read_text())
@@ -103,10 +114,15 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
     assert (workdir / "presets" / "position_only" / "report.html").is_file()
 
     # What is finished is used again: nothing is trained, no image is looked at.
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")}
+    def of_images() -> dict[Path, int]:
+        found = [*workdir.glob("presets/*/features/*"), *workdir.glob("genes/*/images/features/*")]
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = of_images()
+    assert len(before) > 10
     again = calibrate(settings, workdir, command="python -m a_command", processes=1)
     assert again["checks"] == found["checks"]
-    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*.h5ad")} == before
+    assert of_images() == before
     # A command line whose statements do not all hold ends with 1.
     monkeypatch.setattr(
         command_line, "parse", lambda *_: (settings, {"workdir": str(workdir), "processes": "2"})
