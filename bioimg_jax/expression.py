@@ -25,6 +25,7 @@ from bioimg_jax.benchmarks.beyond_expression import (
     beyond_itself,
     spot_confounds,
 )
+from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.expression import (
     OFFICIAL,
     Experiment,
@@ -389,6 +390,7 @@ def _score(
         search_budget=1,
         settings={
             "layer": layer,
+            "per_unit": PSEUDO_VALUES,
             "per_fold": found.per_fold,
             "per_section": found.per_section,
             "constant_genes": {name: list(genes) for name, genes in found.constant.items()},

@@ -81,8 +81,10 @@ def beyond_expression(
 ) -> list[dict[str, Any]]:
     """Rows of "method", `confound.COLUMNS` and "refused", why a method has none of them, else "".
 
-    value: beyond the confound; of the residualised the score itself. alone: the mean under
-    permutations, or the score of the columns.
+    value: beyond the confound, observed less alone; of the residualised the score itself. observed,
+    alone: scores of the retained spots, of all units together as the protocol has it: of the
+    predictions, of the mean permutation, or of the columns. The interval is of the units'
+    pseudo-values, whose mean is the score.
     """
     ask = _Question(features, experiment, confound)
     return rows_by_method(

@@ -13,8 +13,9 @@ over folds. `PROTOCOLS` has the variants, each with one thing changed.
   out of the mean and counted, for every representation alike. Where only the prediction is
   constant, nothing was predicted: r is 0, and that is counted too.
 * **Units.** The score is no mean over units (`Experiment.units`), so theirs are its jackknife
-  pseudo-values: what a unit's test spots are worth. The probes stay as they are, and a fold without
-  a test spot left is left out.
+  pseudo-values: what a unit's test spots are worth, moved to have the score as their mean, so that
+  a gain is the difference of two scores. The probes stay as they are, and a fold without a test
+  spot left is left out.
 * **Memory.** A standardised float64 copy of one fold's training rows.
 """
 
@@ -34,7 +35,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.probes.inputs import check_finite
 from bioimg_jax.probes.ridge import ALPHAS, fit_ridge
 from bioimg_jax.statistics.intervals import MIN_UNITS
-from bioimg_jax.statistics.resampling import redrawn_units
+from bioimg_jax.statistics.resampling import centred_pseudo_values, redrawn_units
 
 COMPONENTS = 256
 STRENGTH = 100.0  # alpha = STRENGTH / (features of the ridge · genes)
@@ -132,7 +133,7 @@ class Expression:
     """A representation scored by one protocol.
 
     value: the score; per_fold: its parts, but for folds in which no gene varies.
-    per_unit: pseudo-value of each test unit; the score itself where there is one unit only.
+    per_unit: pseudo-value of each test unit, whose mean is the score.
     per_gene: gene -> mean over the folds where it varies of r over all test spots.
     per_section: test section -> mean over its genes of r inside it; without sections in which no
       gene varies.
@@ -620,10 +621,10 @@ def _summary(
     if np.isnan(value):
         raise InputError(f"no gene varies among the test spots of fold {folds[0].name!r}")
     per_unit = {units[0]: value}
-    if (g := len(units)) > 1:
-        without = _values(folds, units, 1.0 - np.eye(g), whole=True)
+    if len(units) > 1:
+        without = _values(folds, units, 1.0 - np.eye(len(units)), whole=True)
         # A unit without which no gene varies anywhere is all there is: nothing changes without it.
-        pseudo = g * value - (g - 1) * np.where(np.isnan(without), value, without)
+        pseudo = centred_pseudo_values(value, np.where(np.isnan(without), value, without))
         per_unit = dict(zip(units, pseudo.tolist(), strict=True))
     by_gene: dict[str, list[float]] = {}
     by_section: dict[str, list[float]] = {}

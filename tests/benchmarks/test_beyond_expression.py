@@ -103,8 +103,18 @@ def test_on_all_spots_the_observed_score_is_the_protocols() -> None:
     found = tissue.beyond(features, "total_counts")[PERMUTATION]
     assert found["n_retained"] == found["n"]
     whole = score_expression(features, tissue.experiment)[OFFICIAL]
-    expected = np.mean(list(whole.per_unit.values()))  # pseudo-values
-    assert found["observed"] == pytest.approx(expected, abs=1e-9)
+    assert found["observed"] == pytest.approx(whole.value, abs=1e-9)
+
+
+def test_a_value_is_the_difference_of_two_scores_with_several_units_a_fold() -> None:
+    tissue = Tissue(3)
+    features = np.hstack([tissue.latent[:, None], tissue.noise])
+    assert all(len(set(tissue.unit[fold.test])) == 2 for fold in tissue.experiment.folds)
+    found = tissue.beyond(features, "total_counts")
+    for method in (PERMUTATION, ADDED):
+        row = found[method]
+        assert row["value"] == pytest.approx(row["observed"] - row["alone"], abs=1e-12)
+        assert (row["lower"] + row["upper"]) / 2 == pytest.approx(row["value"], abs=1e-12)
 
 
 def test_residuals_are_those_of_scikit_learn_on_the_training_spots_of_one_fold() -> None:
