@@ -31,7 +31,7 @@ from bioimg_jax.probes.linear import moments, standardise
 from bioimg_jax.probes.ridge import ALPHAS, fit_ridge
 from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
 from bioimg_jax.statistics.resampling import Paired, n_resamples
-from bioimg_jax.statistics.unit_metric import METRICS, unit_metric, unit_r2
+from bioimg_jax.statistics.unit_metric import METRICS, by_pseudo_values, unit_metric, unit_r2
 
 N_PERMUTATIONS = 999
 # Blocks of a quantile bin from where there are more than 20 such bins. Predictions from nothing but
@@ -314,27 +314,54 @@ def answers(
         if len(side) != overlap.n:
             raise InputError(f"conditional score: {len(side)} {what} for {overlap.n} labels")
     _checked_metric(overlap, metric)
-    answer = np.asarray(predictions)[overlap.rows]
-    unit, names = pd.factorize(np.asarray(units, object)[overlap.rows].astype(str), sort=True)
+    answer, unit = np.asarray(predictions)[overlap.rows], np.asarray(units, object)[overlap.rows]
     if metric == "r2":
         answer = answer.astype(np.float64)
         check_finite(answer[:, None], "prediction", column="column")
-    else:
-        answer = answer.astype(str).astype(object)
-        code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
-        if (code < 0).all():  # 0.0 for 0, say
-            raise InputError(
-                f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
-                f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
-            )
-        answer = code
-    constant = np.full(len(answer), overlap.labels.mean())
+        constant = np.full(len(answer), overlap.labels.mean())
+        names, position = np.unique(unit.astype(str), return_inverse=True)
+
+        def score(labels: np.ndarray) -> dict[str, float]:
+            values = unit_r2(labels, answer, constant, position)
+            return {str(names[u]): value for u, value in values.items()}
+
+        return score
+    answer = answer.astype(str).astype(object)
+    code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
+    if (code < 0).all():  # 0.0 for 0, say
+        raise InputError(
+            f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
+            f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
+        )
+    return counted(overlap.labels, code, unit, metric=metric)
+
+
+def counted(
+    labels: np.ndarray,
+    answer: np.ndarray,
+    units: np.ndarray,
+    *,
+    metric: str,
+    row: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> UnitScore:
+    """The `score` of answers that stay: labels of the rows, int [m] -> the metric of each unit.
+
+    Every draw is counted as the labels that were given are: by pseudo-values if some unit lacks a
+    class of theirs, inside units if none does, whatever classes a draw leaves a unit.
+
+    Args:
+      labels: int [m], those that were given. units: [m], by name.
+      answer: int [a], the class of each answer; row: int [a], which of the m rows it is to, by
+        default one to each; weights: float [a], as `unit_metric`.
+    """
+    row = np.arange(len(labels)) if row is None else row
+    names, position = np.unique(units.astype(str), return_inverse=True)
+    unit = position[row]
+    pseudo = by_pseudo_values(labels[row], unit, metric)
 
     def score(labels: np.ndarray) -> dict[str, float]:
-        if metric == "r2":
-            values = unit_r2(labels, answer, constant, unit)
-        else:
-            values = unit_metric(labels, answer, unit, metric)
+        values = unit_metric(labels[row], answer, unit, metric, weights, pseudo=pseudo)
         return {str(names[u]): value for u, value in values.items()}
 
     return score

@@ -183,6 +183,37 @@ def test_the_null_is_that_of_all_permutations():
     assert found.says == "beyond count" and found.interval is None
 
 
+def test_every_draw_is_counted_as_the_given_labels_are():
+    # Every unit holds both classes, and few rows of each: most draws leave some unit one class.
+    rng = np.random.default_rng(0)
+    labels, units = np.tile([0, 0, 1, 1], 4), np.repeat(np.arange(4), 4)
+    guess = np.where(rng.random(16) < 0.7, labels, 1 - labels)
+    score = answers(find_overlap(labels, of(list("xy") * 8), np.arange(16)), guess, units)
+    one_class = 0
+    for _ in range(200):
+        drawn = rng.permutation(labels)
+        inside = [
+            np.mean([np.mean(guess[held][drawn[held] == k] == k) for k in set(drawn[held])])
+            for held in (units == u for u in range(4))
+        ]
+        one_class += any(len(set(drawn[units == u])) == 1 for u in range(4))
+        assert list(score(drawn).values()) == pytest.approx(inside)
+    assert one_class > 40
+    # A unit without a class: pseudo-values of all rows, also where a draw gives each unit both.
+    labels = np.array([0, 0, 0, 0, *[0, 0, 1, 1] * 3])
+    score = answers(find_overlap(labels, of(list("xy") * 8), np.arange(16)), guess, units)
+    drawn = np.roll(labels, 1)
+    drawn[:4], drawn[4:8] = [0, 1, 0, 0], [0, 0, 1, 0]
+    assert all(len(set(drawn[units == u])) == 2 for u in range(4))
+    kept = [units != u for u in range(4)]
+    pseudo = [
+        4 * balanced_accuracy_score(drawn, guess)
+        - 3 * balanced_accuracy_score(drawn[mine], guess[mine])
+        for mine in kept
+    ]
+    assert list(score(drawn).values()) == pytest.approx(pseudo)
+
+
 def test_p_is_never_zero_and_a_perfect_score_has_the_smallest():
     labels = np.arange(200) % 2
     overlap = find_overlap(labels, of(np.arange(200) // 50), np.arange(200))
