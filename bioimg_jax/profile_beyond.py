@@ -7,7 +7,7 @@ disk: a run that was stopped goes on with the next one.
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def conditional_rows(
     *,
     benchmark: str,
     seed: int,
+    between: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """What each encoder scores beyond each confound, and the confound beyond itself.
 
@@ -61,6 +62,7 @@ def conditional_rows(
 
     Args:
       aligned: by the alignment that `benchmark` names, of encoders and floors.
+      between: called after every question, whose rows are then kept; may raise to stop there.
     """
     floors = {name: table for name, table in aligned.items() if name not in encoders}
     first = next(iter(aligned.values()))
@@ -96,6 +98,7 @@ def conditional_rows(
                     for row in rows
                     if name in encoders or row["method"] in (PERMUTATION, None)
                 ]
+                between()
             print(f"{protocol.name} beyond {asked}", file=sys.stderr)
     return found
 

@@ -56,6 +56,7 @@ from bioimg_jax.results import about_run, publish
 from bioimg_jax.score_audit import JOINT, audit_of_scores
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.verdict import Verdict, judge
+from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
@@ -134,33 +135,38 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
     primary: dict[str, AlignedTable] = {}
     began, done, todo = time.monotonic(), 0, len(tables) * len(alignments)
-    for name, table in tables.items():
-        for words, alignment in alignments.items():
-            aligned = align(table, alignment, batch=settings["align_by"])
-            primary.setdefault(name, aligned)
-            facts[words][name] = aligned.facts
-            asker = _Asker(workdir, words, name, kinds[name], aligned, settings["align_by"], seed)
-            for protocol in protocols:
-                row, reason = asker.score(protocol)
-                if row is None:  # too few controls to hold any out, say
-                    not_run[f"{protocol.name} of {name}, {words}"] = reason
-                else:
-                    scores.append(Score.from_row(row))
-            if settings["nuisance"] and name in encoders:
-                rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
-                about = {"representation": name, "benchmark": words}
-                nuisance += [about | row for row in rows]
-                not_run |= absent
-            done += 1
-            left = int((time.monotonic() - began) / done * (todo - done))
-            print(f"{name}, {words} ({done}/{todo}) {left // 60}:{left % 60:02d} left",
-                  file=sys.stderr)  # fmt: skip
-    if not scores:
-        raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
-    conditional = conditional_rows(
-        protocols, primary, tables, encoders, settings, workdir, benchmark=next(iter(alignments)),
-        seed=seed,
-    )  # fmt: skip
+    with StopSignal() as stop:
+        for name, table in tables.items():
+            for words, alignment in alignments.items():
+                aligned = align(table, alignment, batch=settings["align_by"])
+                primary.setdefault(name, aligned)
+                facts[words][name] = aligned.facts
+                asker = _Asker(
+                    workdir, words, name, kinds[name], aligned, settings["align_by"], seed
+                )
+                for protocol in protocols:
+                    row, reason = asker.score(protocol)
+                    if row is None:  # too few controls to hold any out, say
+                        not_run[f"{protocol.name} of {name}, {words}"] = reason
+                    else:
+                        scores.append(Score.from_row(row))
+                    stop.leave()
+                if settings["nuisance"] and name in encoders:
+                    rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
+                    about = {"representation": name, "benchmark": words}
+                    nuisance += [about | row for row in rows]
+                    not_run |= absent
+                    stop.leave()
+                done += 1
+                left = int((time.monotonic() - began) / done * (todo - done))
+                print(f"{name}, {words} ({done}/{todo}) {left // 60}:{left % 60:02d} left",
+                      file=sys.stderr)  # fmt: skip
+        if not scores:
+            raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
+        conditional = conditional_rows(
+            protocols, primary, tables, encoders, settings, workdir,
+            benchmark=next(iter(alignments)), seed=seed, between=stop.leave,
+        )  # fmt: skip
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
     for name, reason in not_run.items():

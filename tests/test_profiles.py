@@ -1,7 +1,9 @@
 """Files of features through the protocols: from a csv to verdicts, and what cannot be run."""
 
 import json
+import os
 import runpy
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bioimg_jax import profiles
+from bioimg_jax import profile_beyond, profiles
 from bioimg_jax.benchmarks.protocols import find_protocols
-from bioimg_jax.errors import InputError
+from bioimg_jax.errors import InputError, Preempted
 from tests import tiny
 
 CONFIG = tiny.ROOT / "configs" / "eval_profiles.py"
@@ -209,6 +211,31 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert changed["nuisance"] != before["nuisance"]
     count = [of(results, "nsc", "none", "count")["value"] for results in (before, changed)]
     assert count[0] == count[1]
+
+
+def test_a_signal_stops_between_rows_and_the_next_run_makes_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(
+        screen(tmp_path, signal=2.0), alignments="none", benchmarks="nsc,consistency",
+        beyond="count",
+    )  # fmt: skip
+    whole = profiles.evaluate_profiles(settings, tmp_path / "whole")
+    original, calls = profile_beyond.beyond, []
+
+    def counted(*given: Any, **about: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **about)
+
+    monkeypatch.setattr(profile_beyond, "beyond", counted)
+    workdir = tmp_path / "out"
+    with pytest.raises(Preempted, match="what is finished is kept"):
+        profiles.evaluate_profiles(settings, workdir)
+    assert len(list((workdir / "beyond").iterdir())) == len(calls) == 1
+    assert profiles.evaluate_profiles(settings, workdir) == whole
+    assert len(calls) == 4  # two protocols, of the encoder and of the count
 
 
 def _only_metadata(otherwise: Any) -> Any:
