@@ -215,7 +215,7 @@ def _residualised(
     lacks = ~has_value(confound.values)[part.asked]
     columns[lacks] = columns[overlap.rows].mean(axis=0)
     left = residualised(part.features, columns, overlap.rows)
-    score = part.score(protocol, overlap, overlap.labels, left.features.astype(np.float32))
+    score = part.score(protocol, overlap, overlap.labels, left.features)
     about = {"observed": None, "alone": None, "p": None}
     return conditional_row(RESIDUALISED, score.value, score.interval, overlap, **about)
 

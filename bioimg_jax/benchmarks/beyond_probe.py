@@ -195,7 +195,7 @@ def _residualised(probed: Probed, answers: Answers | None, confound: Confound) -
     parts = []
     for fold, layer in zip(folds, _told(answers).layers, strict=True):
         left = residualised(probed.table.layer(layer), columns, fold.train)
-        table = _in_memory(probed.table, left.features.astype(np.float32), layer)
+        table = _in_memory(probed.table, left.features, layer)
         parts.append(_probed_again(dataclasses.replace(probed, table=table), [fold]))
     whole = Answers(
         rows=np.concatenate([part.rows for part in parts]),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -407,6 +408,33 @@ def test_neighbours_find_a_count_after_linear_residualisation_and_conditional_sc
     overlap = find_overlap(label[test], of(count[test]), test)
     found = conditional_permutation(overlap, answers(overlap, guess[test], plate[test]))
     assert found.interval[0] < 0 < found.interval[1] and abs(found.value) < 0.03
+
+
+def test_tokens_are_never_copied_as_float64():
+    """A layer of tokens is what fills the memory; four copies of it in float32 are there at most,
+    besides blocks of 32 MiB."""
+    rng = np.random.default_rng(0)
+    n, width = 240, 60_000
+    tokens = rng.standard_normal((n, width), np.float32)
+    count, label, group = rng.normal(size=(n, 1)), np.arange(n) % 2, np.arange(n) // 2 % 12
+    tokens[:, :30_000] += (2 * label + count[:, 0])[:, None].astype(np.float32)
+    overlap = find_overlap(label, of(count[:, 0]), np.arange(n))
+    folds = folds_of(group, 3)[:1]
+
+    def peak(run):
+        tracemalloc.start()
+        try:
+            return run(), tracemalloc.get_traced_memory()[1] / tokens.nbytes
+        finally:
+            tracemalloc.stop()
+
+    left, copies = peak(lambda: residualised(tokens, count, folds[0].train))
+    assert copies < 3.5 and left.features.dtype == np.float32
+    fit = LinearRegression().fit(count[folds[0].train], tokens[folds[0].train, ::5_999])
+    expected = tokens[:, ::5_999] - fit.predict(count)
+    np.testing.assert_allclose(left.features[:, ::5_999], expected, atol=1e-5)
+    added, copies = peak(lambda: added_value(overlap, count, tokens, folds, group))
+    assert copies < 5 and added.joint > 0.9
 
 
 # What is wrong
