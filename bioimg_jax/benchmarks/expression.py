@@ -301,22 +301,60 @@ def score_expression(
     }
 
 
-def official_predictions(
-    features: np.ndarray, experiment: Experiment, fold: int, beside: np.ndarray | None = None
-) -> np.ndarray:
-    """log1p of the listed genes of the fold's test spots by the benchmark's own protocol [t, g].
+def official_predictions(features: np.ndarray, experiment: Experiment, fold: int) -> np.ndarray:
+    """log1p of the listed genes of the fold's test spots by the benchmark's own protocol [t, g]."""
+    train, test = experiment.folds[fold].train, experiment.folds[fold].test
+    _, targets, _ = experiment.targets(Protocol(), fold)
+    return _official(train, test, targets, features)
 
-    beside: columns [n, p] that the regression is given beside the components, standardised.
+
+def joint_predictions(
+    features: np.ndarray, columns: np.ndarray, experiment: Experiment, fold: int
+) -> np.ndarray:
+    """As `official_predictions`, by the components of the features and columns [n, p] together.
+
+    By the columns alone where those predict training units, held out in turn, at least as well.
+    (Sections where all are of one unit; with one section there is nothing to choose by, and both
+    are taken.)
     """
     train, test = experiment.folds[fold].train, experiment.folds[fold].test
-    protocol = Protocol()
-    x, new, _ = _Space(features, train, test, COMPONENTS).of(protocol)
+    _, targets, _ = experiment.targets(Protocol(), fold)
+    groups = _inner_groups(experiment, train)
+    if groups is not None:
+        gain = 0.0
+        for group in range(groups.max() + 1):
+            held = groups == group
+            inner = (train[~held], train[held], targets[~held])
+            joint, alone = _official(*inner, features, columns), _official(*inner, columns)
+            gain += _mean_r(targets[held], joint) - _mean_r(targets[held], alone)
+        if gain <= 0.0:
+            return _official(train, test, targets, columns)
+    return _official(train, test, targets, features, columns)
+
+
+def _official(
+    train: np.ndarray,
+    other: np.ndarray,
+    targets: np.ndarray,
+    features: np.ndarray,
+    beside: np.ndarray | None = None,
+) -> np.ndarray:
+    """Predictions [t, g] of other rows, fitted to targets of training rows [n, g].
+
+    beside: columns that the regression is given beside the components, standardised.
+    """
+    x, new, _ = _Space(features, train, other, COMPONENTS).of(Protocol())
     if beside is not None:
-        more, more_new, _ = _Space(beside, train, test, 0).of(Protocol(components=None))
+        more, more_new, _ = _Space(beside, train, other, 0).of(Protocol(components=None))
         x, new = np.hstack([more, x]), np.hstack([more_new, new])
-    columns, targets, _ = experiment.targets(protocol, fold)
-    alpha = STRENGTH / (x.shape[1] * len(columns))
+    alpha = STRENGTH / (x.shape[1] * targets.shape[1])
     return fit_ridge(x, targets, alphas=(alpha,), intercept=False).predictions(new, 0)
+
+
+def _mean_r(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Over the genes that vary, 0 where none does."""
+    r, _ = _pearson(_moments(targets, predictions).sum(axis=0))
+    return float(np.nan_to_num(_mean(r)))
 
 
 def scored_predictions(
@@ -502,8 +540,7 @@ def _choose_alpha(
         x, new, _ = space.of(protocol)
         probe = fit_ridge(x, targets[~held], alphas=ALPHAS, intercept=False)
         for i, predictions in enumerate(probe.predictions(new)):
-            r, _ = _pearson(_moments(targets[held], predictions).sum(axis=0))
-            scores[i] += np.nan_to_num(_mean(r))
+            scores[i] += _mean_r(targets[held], predictions)
     return probe.alphas[int(scores.argmax())]
 
 

@@ -627,6 +627,8 @@ def _binned(values: np.ndarray, group: np.ndarray, bins: int | None) -> np.ndarr
     found = np.zeros(len(values), int)
     for name in np.unique(group):
         here = np.flatnonzero(group == name)
+        if np.ptp(values[here]) == 0.0:
+            continue  # one bin, of which pandas makes none
         few = max(2, min(QUANTILE_BINS, len(here) // COMPANY))
         number = bins or max(few, len(here) // SET)
         found[here] = pd.qcut(values[here], number, labels=False, duplicates="drop")

@@ -64,6 +64,14 @@ def guess_by(count, beyond=0.0):
 # Overlap
 
 
+def test_a_plate_of_one_number_is_one_bin():
+    labels, plate = np.arange(40) % 2, np.repeat(["one", "two"], 20)
+    count = np.where(plate == "one", 7.0, np.arange(40) + 0.5)
+    overlap = find_overlap(labels, of(count), np.arange(40), within=of(plate, "plate"))
+    assert len(overlap.rows) == 40 and len(set(overlap.strata[:20])) == 1
+    assert len(set(overlap.strata)) == overlap.n_strata > 3
+
+
 def test_labels_of_one_stratum_leave_and_then_strata_of_one_label():
     # "c" lives in stratum z only; without it z holds "b" alone, and leaves too.
     labels = np.array(list("aabbbcab"))
