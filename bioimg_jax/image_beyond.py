@@ -109,9 +109,11 @@ def conditional_rows(
                     ]
                     between()
                 if mine:
-                    table = table_of(next(iter(mine)))
+                    score = next(iter(mine.values()))
+                    table = table_of(score.representation)
                     found += [
-                        about | {"representation": name} | row for row in ask.itself(table, workdir)
+                        about | {"representation": name} | row
+                        for row in ask.itself(table, score, workdir)
                     ]
                     between()
                 print(f"{target.name}, {benchmark.name}: beyond {name}", file=sys.stderr)
@@ -137,9 +139,10 @@ class _Question:
         ask = functools.partial(beyond_probe, answers=answers)
         return self._kept(table, score.representation, scored, workdir, ask)
 
-    def itself(self, table: FeatureTable, workdir: Path) -> list[dict[str, Any]]:
+    def itself(self, table: FeatureTable, score: Score, workdir: Path) -> list[dict[str, Any]]:
         """Of the confound, on the rows of an encoder's table."""
-        return self._kept(table, "itself", [], workdir, beyond_itself)
+        ask = functools.partial(beyond_itself, answers=score.answers)
+        return self._kept(table, "itself", [score.answers is None], workdir, ask)
 
     def _kept(
         self,

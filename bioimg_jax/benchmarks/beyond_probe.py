@@ -138,11 +138,15 @@ def beyond_probe(
 
 
 def beyond_itself(
-    probed: Probed, confound: Confound, *, permutations: int, seed: int
+    probed: Probed, confound: Confound, *, answers: Answers | None, permutations: int, seed: int
 ) -> list[dict[str, Any]]:
-    """What the same probe of the confound alone scores beyond it: how coarse the strata are."""
+    """What the same probe of the confound alone scores beyond it: how coarse the strata are.
+
+    answers: of the benchmark to any table: where it kept none it would be run in vain.
+    """
 
     def row() -> dict[str, Any]:
+        _told(answers)
         known = np.flatnonzero(has_value(confound.values))
         alone = _in_memory(probed.table, np.nan_to_num(confound.columns), confound.name)
         folds = retained(probed.folds, known, confound.name)
