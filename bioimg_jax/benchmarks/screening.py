@@ -6,6 +6,7 @@ wells that the alignment has not seen (`AlignedTable.parts`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,8 +76,12 @@ def screening(
         except InputError as error:
             missing[name] = str(error)
 
+    @functools.cache  # an alignment without each part of the controls, for three outputs
+    def strengths(key: str) -> np.ndarray:
+        return _strengths(tables[key])
+
     def layout(key: str, table: AlignedTable) -> Rows:
-        layouts[key] = _layout(table, treatment, seed)
+        layouts[key] = _layout(table, strengths(key), treatment, seed)
         return [_edge_row(layouts[key])]
 
     def hits(key: str, table: AlignedTable) -> Rows:
@@ -92,10 +97,13 @@ def screening(
         return _consistency(table, treatment, permutations, seed)
 
     controls = (PLATE, CONTROL)
-    run("plate_quality", (*controls, POSITIVE), lambda _, table: _quality(table))
+    run("plate_quality", (*controls, POSITIVE), lambda key, table: _quality(table, strengths(key)))
     run("plate_layout", (*controls, WELL), layout)
     run("hits", (*controls, COMPOUND), hits)
-    run("dose_response", (*controls, COMPOUND, DOSE), lambda _, table: _doses(table, seed))
+    run(
+        "dose_response", (*controls, COMPOUND, DOSE),
+        lambda key, table: _doses(table, strengths(key), seed),
+    )  # fmt: skip
     run("replicate_consistency", (*controls, COMPOUND), consistency)
     run("replicate_curve", (*controls, WELL, COMPOUND), curve)
     try:
@@ -162,9 +170,10 @@ def _strengths(table: AlignedTable) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _quality(table: AlignedTable) -> Rows:
+def _quality(table: AlignedTable, values: np.ndarray) -> Rows:
+    """values: `_strengths` of the table, as in `_layout` and `_doses`."""
     obs = table.obs
-    values, negative = _strengths(table), controls_of(obs)
+    negative = controls_of(obs)
     positive = obs[POSITIVE].to_numpy(bool)
     measured = ~np.isnan(values)
     found = plate_quality(values, obs[PLATE], positive & measured, negative & measured)
@@ -180,8 +189,9 @@ def _quality(table: AlignedTable) -> Rows:
     ]  # fmt: skip
 
 
-def _layout(table: AlignedTable, treatment: list[str], seed: int) -> PlateLayout:
-    values = _strengths(table)
+def _layout(
+    table: AlignedTable, values: np.ndarray, treatment: list[str], seed: int
+) -> PlateLayout:
     there = np.flatnonzero(~np.isnan(values))
     obs = table.obs.iloc[there]
     rows, columns = well_positions(obs[WELL])
@@ -241,8 +251,7 @@ def _overlap_row(encoder: str, floor: str, here: HitList, there: HitList) -> dic
             "fisher_p": found.fisher_p}  # fmt: skip
 
 
-def _doses(table: AlignedTable, seed: int) -> Rows:
-    values = _strengths(table)
+def _doses(table: AlignedTable, values: np.ndarray, seed: int) -> Rows:
     obs = table.obs
     wells = np.flatnonzero(~np.isnan(values) & ~controls_of(obs) & has_value(obs[COMPOUND]))
     mine = obs.iloc[wells]
