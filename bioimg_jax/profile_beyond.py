@@ -16,7 +16,7 @@ import pandas as pd
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.beyond import beyond
 from bioimg_jax.benchmarks.confound import PERMUTATION, Confound, refused_row
-from bioimg_jax.benchmarks.protocols import Protocol, of_metadata
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, of_metadata
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from bioimg_jax.features.table import FeatureTable
@@ -45,7 +45,7 @@ def check_beyond(text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[s
 
 
 def conditional_rows(
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ProfileProtocol],
     aligned: Mapping[str, AlignedTable],
     tables: Mapping[str, FeatureTable],
     encoders: Sequence[str],
@@ -104,7 +104,7 @@ def conditional_rows(
 
 
 def _rows(
-    protocol: Protocol,
+    protocol: ProfileProtocol,
     table: AlignedTable,
     confound: Confound,
     floor: AlignedTable,
@@ -118,7 +118,7 @@ def _rows(
         return [refused_row(None, error)]
 
 
-def identity_of(protocol: Protocol) -> list[Any]:
+def identity_of(protocol: ProfileProtocol) -> list[Any]:
     """What a protocol's scores depend on besides the table, as plain JSON."""
     permuted = [protocol.permuted, protocol.blocks, protocol.within, protocol.once]
     target = dataclasses.asdict(protocol.target)

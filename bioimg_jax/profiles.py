@@ -33,7 +33,7 @@ from bioimg_jax.benchmarks.protocols import (
     GENE,
     PLATE,
     RULES,
-    Protocol,
+    ProfileProtocol,
     find_protocols,
     of_metadata,
 )
@@ -217,7 +217,7 @@ class _Asker:
     align_by: str
     seed: int
 
-    def score(self, protocol: Protocol) -> tuple[dict[str, Any] | None, str]:
+    def score(self, protocol: ProfileProtocol) -> tuple[dict[str, Any] | None, str]:
         """`Score.to_row` of a protocol, or None and why there is none."""
 
         def make() -> list[Any]:
@@ -281,7 +281,7 @@ def _check_types(config: Config) -> None:
 
 def _protocols(
     settings: Config, table: FeatureTable, seed: int
-) -> tuple[list[Protocol], dict[str, dict[str, Any]], dict[str, str]]:
+) -> tuple[list[ProfileProtocol], dict[str, dict[str, Any]], dict[str, str]]:
     """Those that can be run, what the metadata alone score by each, and why others cannot."""
     protocols, not_run = find_protocols(
         settings["benchmarks"], list(table.obs.columns), settings, seed=seed
@@ -323,7 +323,7 @@ def _numbers_and_ids(
 
 
 def _screening(
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ProfileProtocol],
     aligned: Mapping[str, AlignedTable],
     encoders: list[str],
     settings: Config,
@@ -459,7 +459,9 @@ def _floors(
     return floors, omitted
 
 
-def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int) -> dict[str, Any]:
+def _audit(
+    protocol: ProfileProtocol, table: FeatureTable, settings: Config, seed: int
+) -> dict[str, Any]:
     """What columns of the metadata score by the protocol itself, each alone and all together.
 
     Raises `InputError` where wells and labels are none that the protocol can score.
@@ -483,7 +485,7 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
 
 def _judged(
     scores: Sequence[Score],
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ProfileProtocol],
     audits: Mapping[str, Mapping[str, Any]],
     floors: Sequence[str],
     omitted: Mapping[str, str],
@@ -514,7 +516,7 @@ def _judged(
 
 
 def _target_row(
-    protocol: Protocol, obs: pd.DataFrame, audited: Mapping[str, Any]
+    protocol: ProfileProtocol, obs: pd.DataFrame, audited: Mapping[str, Any]
 ) -> dict[str, Any]:
     wells = protocol.fold(obs).test
     return {

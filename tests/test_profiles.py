@@ -202,7 +202,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patched:
         for name in ("profiles.nuisance_rows", "profile_beyond.beyond"):
             patched.setattr(f"bioimg_jax.{name}", again)
-        patched.setattr("bioimg_jax.profiles.Protocol.score", _only_metadata(again))
+        patched.setattr("bioimg_jax.profiles.ProfileProtocol.score", _only_metadata(again))
         assert profiles.evaluate_profiles(settings, workdir) == before
     wells = pd.read_csv(path, keep_default_na=False)
     wells.loc[3, "f0"] += 1.0  # another table: nothing is used again
@@ -239,8 +239,8 @@ def test_a_signal_stops_between_rows_and_the_next_run_makes_the_others(
 
 
 def _only_metadata(otherwise: Any) -> Any:
-    """`Protocol.score` for the audit, which is made anew every time, and `otherwise`."""
-    original = profiles.Protocol.score
+    """`ProfileProtocol.score` for the audit, which is made anew every time, and `otherwise`."""
+    original = profiles.ProfileProtocol.score
 
     def score(self: Any, table: Any, *, kind: str, **about: Any) -> Any:
         return (original if kind == "metadata" else otherwise)(self, table, kind=kind, **about)

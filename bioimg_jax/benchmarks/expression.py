@@ -48,7 +48,7 @@ NOTHING = 1e-20  # variance of a prediction, as a share of the counts', that pre
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Variant:
     """One way to score; the defaults are the benchmark's own."""
 
     components: int | None = COMPONENTS  # of the PCA, at most; None: no PCA
@@ -60,14 +60,14 @@ class Protocol:
 
 
 OFFICIAL = "official"
-PROTOCOLS: dict[str, Protocol] = {
-    OFFICIAL: Protocol(),
-    "no_pca": Protocol(components=None),
-    "pca_below_rows": Protocol(below_rows=True),
-    "chosen_alpha": Protocol(choose_alpha=True),
-    "training_genes": Protocol(choose_genes=True),
-    "size_factors": Protocol(size_factors=True),
-    "per_section": Protocol(per_section=True),
+PROTOCOLS: dict[str, Variant] = {
+    OFFICIAL: Variant(),
+    "no_pca": Variant(components=None),
+    "pca_below_rows": Variant(below_rows=True),
+    "chosen_alpha": Variant(choose_alpha=True),
+    "training_genes": Variant(choose_genes=True),
+    "size_factors": Variant(size_factors=True),
+    "per_section": Variant(per_section=True),
 }
 
 
@@ -113,7 +113,7 @@ class Experiment:
         order = np.lexsort((np.array(self.names), -variance))  # of equals by name
         return np.sort(order[: len(self.genes)])
 
-    def targets(self, protocol: Protocol, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def targets(self, protocol: Variant, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Columns of the genes [g], and log1p of train [n, g] and test counts [t, g]."""
         columns = self.training_genes[fold] if protocol.choose_genes else self.genes
         train, test = self.folds[fold].train, self.folds[fold].test
@@ -137,7 +137,7 @@ class Expression:
     per_gene: gene -> mean over the folds where it varies of r over all test spots.
     per_section: test section -> mean over its genes of r inside it; without sections in which no
       gene varies.
-    constant: fold, or fold/section for `Protocol.per_section` -> genes left out of the score.
+    constant: fold, or fold/section for `Variant.per_section` -> genes left out of the score.
     n_flat: predictions that are constant where the counts are not, scored 0.
     settings: fold -> "components" of the PCA (None: no PCA), "alpha", "genes".
     """
@@ -238,7 +238,7 @@ def make_experiment(
         matrix, names, place, np.asarray(matrix.sum(axis=1)), section, unit, tuple(folds)
     )
     for i, fold in enumerate(folds):
-        _, _, test = found.targets(Protocol(), i)
+        _, _, test = found.targets(Variant(), i)
         if (test == test[0]).all():
             raise InputError(f"fold {fold.name!r}: every gene is constant on the test side")
     return found
@@ -265,7 +265,7 @@ def _check_fold(fold: Fold, n: int, units: np.ndarray) -> None:
 def score_expression(
     features: np.ndarray,
     experiment: Experiment,
-    protocols: Mapping[str, Protocol] = PROTOCOLS,
+    protocols: Mapping[str, Variant] = PROTOCOLS,
 ) -> dict[str, Expression]:
     """Scores features [n, d] by every protocol that the experiment has (`undefined_protocols`).
 
@@ -304,7 +304,7 @@ def score_expression(
 def official_predictions(features: np.ndarray, experiment: Experiment, fold: int) -> np.ndarray:
     """log1p of the listed genes of the fold's test spots by the benchmark's own protocol [t, g]."""
     train, test = experiment.folds[fold].train, experiment.folds[fold].test
-    _, targets, _ = experiment.targets(Protocol(), fold)
+    _, targets, _ = experiment.targets(Variant(), fold)
     return _official(train, test, targets, features)
 
 
@@ -318,7 +318,7 @@ def joint_predictions(
     are taken.)
     """
     train, test = experiment.folds[fold].train, experiment.folds[fold].test
-    _, targets, _ = experiment.targets(Protocol(), fold)
+    _, targets, _ = experiment.targets(Variant(), fold)
     groups = _inner_groups(experiment, train)
     if groups is not None:
         gain = 0.0
@@ -343,9 +343,9 @@ def _official(
 
     beside: columns that the regression is given beside the components, standardised.
     """
-    x, new, _ = _Space(features, train, other, COMPONENTS).of(Protocol())
+    x, new, _ = _Space(features, train, other, COMPONENTS).of(Variant())
     if beside is not None:
-        more, more_new, _ = _Space(beside, train, other, 0).of(Protocol(components=None))
+        more, more_new, _ = _Space(beside, train, other, 0).of(Variant(components=None))
         x, new = np.hstack([more, x]), np.hstack([more_new, new])
     alpha = STRENGTH / (x.shape[1] * targets.shape[1])
     return fit_ridge(x, targets, alphas=(alpha,), intercept=False).predictions(new, 0)
@@ -369,11 +369,11 @@ def scored_predictions(
         _FoldSums.of(fold, genes, targets[fold.test], of, experiment)
         for fold, of in zip(folds, predictions, strict=True)
     ]
-    return _summary(sums, [{} for _ in sums], Protocol())
+    return _summary(sums, [{} for _ in sums], Variant())
 
 
 def undefined_protocols(
-    experiment: Experiment, protocols: Mapping[str, Protocol] = PROTOCOLS
+    experiment: Experiment, protocols: Mapping[str, Variant] = PROTOCOLS
 ) -> dict[str, str]:
     """Protocols that these data do not have, with the reason; whatever the features."""
     return {
@@ -483,7 +483,7 @@ class _Space:
         self._other = scaler.transform(features[other].astype(np.float64))
         self._components = min(components, *self._train.shape)
 
-    def of(self, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, int | None]:
+    def of(self, protocol: Variant) -> tuple[np.ndarray, np.ndarray, int | None]:
         """Training rows [n, k], other rows [t, k], and the number of components."""
         if protocol.components is None:
             return self._train, self._other, None
@@ -524,7 +524,7 @@ def _inner_groups(experiment: Experiment, rows: np.ndarray) -> np.ndarray | None
 def _choose_alpha(
     features: np.ndarray,
     experiment: Experiment,
-    protocol: Protocol,
+    protocol: Variant,
     fold: Fold,
     targets: np.ndarray,
 ) -> float | None:
@@ -649,7 +649,7 @@ def _values(
 
 
 def _summary(
-    folds: Sequence[_FoldSums], settings: Sequence[dict[str, Any]], protocol: Protocol
+    folds: Sequence[_FoldSums], settings: Sequence[dict[str, Any]], protocol: Variant
 ) -> Expression:
     folds = tuple(dataclasses.replace(fold, per_section=protocol.per_section) for fold in folds)
     units = sorted({unit for fold in folds for unit in fold.units})

@@ -1,7 +1,7 @@
 """The field's protocols on profiles, by the names that a config gives them.
 
 Each reads columns of the metadata by fixed names; one whose column is not there is not run, and
-says which. `Protocol.target` is what a score is of: its unit, its label and its metric.
+says which. `ProfileProtocol.target` is what a score is of: its unit, its label and its metric.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ KEY = "evaluate.benchmarks"
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class ProfileProtocol:
     """A benchmark of profiles and what it is asked.
 
     needs: the columns it reads.
@@ -55,7 +55,7 @@ class Protocol:
     def name(self) -> str:
         return self.benchmark.name
 
-    def with_settings(self, **changes: Any) -> "Protocol":
+    def with_settings(self, **changes: Any) -> "ProfileProtocol":
         """With other settings of its benchmark, of those that it has."""
         made: Any = self.benchmark
         known = {key: value for key, value in changes.items() if hasattr(made, key)}
@@ -84,7 +84,7 @@ class Protocol:
 
 def find_protocols(
     text: str, columns: Sequence[str], options: Mapping[str, Any], *, seed: int
-) -> tuple[list[Protocol], dict[str, str]]:
+) -> tuple[list[ProfileProtocol], dict[str, str]]:
     """Those of "nsc,activity" whose columns are there, in their order; and why others are not run.
 
     columns: of the metadata. A treatment is a compound at a dose, where there is a column `DOSE`.
@@ -95,23 +95,25 @@ def find_protocols(
     plate = (PLATE,) if PLATE in columns else ()
     average, permutations = options["average"], options["permutations"]
 
-    def moa(rule: str, *batch: str) -> list[Protocol]:
+    def moa(rule: str, *batch: str) -> list[ProfileProtocol]:
         benchmark = Moa(rule, average=average, treatment=treatment, batch=batch)
         target = _target(benchmark.name, CLASS, "accuracy", COMPOUND)
-        return [Protocol(benchmark, target, (COMPOUND, CLASS, *batch), (CLASS,), (COMPOUND,))]
+        return [
+            ProfileProtocol(benchmark, target, (COMPOUND, CLASS, *batch), (CLASS,), (COMPOUND,))
+        ]
 
-    def activity() -> list[Protocol]:
+    def activity() -> list[ProfileProtocol]:
         benchmark = retrieval.Activity(treatment, plate, permutations=permutations, seed=seed)
         target = _target(benchmark.name, COMPOUND, retrieval.METRIC, COMPOUND)
         permuted = (*treatment, CONTROL)
-        return [Protocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
+        return [ProfileProtocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
 
-    def consistency() -> list[Protocol]:
+    def consistency() -> list[ProfileProtocol]:
         benchmark = retrieval.Consistency(treatment, average, permutations, seed)
         target = _target(benchmark.name, CLASS, retrieval.METRIC, COMPOUND)
-        return [Protocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
+        return [ProfileProtocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
 
-    def recall() -> list[Protocol]:
+    def recall() -> list[ProfileProtocol]:
         found = []
         for source in names(options["pair_lists"]):
             is_file = Path(source).suffix in (".csv", ".tsv")
@@ -122,19 +124,19 @@ def find_protocols(
             )
             benchmark = relationships.Relationships(pairs, permutations, seed, ARM)
             target = _target(benchmark.name, GENE, relationships.METRIC, GENE)
-            found.append(Protocol(benchmark, target, (GENE,), (GENE,), (GENE,), once=True))
+            found.append(ProfileProtocol(benchmark, target, (GENE,), (GENE,), (GENE,), once=True))
         return found
 
-    def targets_of_compounds() -> list[Protocol]:
+    def targets_of_compounds() -> list[ProfileProtocol]:
         if not options["activities"]:
             return []
         known = compound_gene.read_activities(Path(options["activities"]))
         benchmark = compound_gene.CompoundGene(known, GENE, DOSE, seed=seed)
         target = _target(benchmark.name, COMPOUND, compound_gene.METRIC, COMPOUND)
         needs = (COMPOUND, GENE, DOSE)
-        return [Protocol(benchmark, target, needs, (GENE,), (GENE,), once=True)]
+        return [ProfileProtocol(benchmark, target, needs, (GENE,), (GENE,), once=True)]
 
-    def by_pair_rules() -> list[Protocol]:
+    def by_pair_rules() -> list[ProfileProtocol]:
         found = []
         for name, asked in sorted(options["retrieval"].items()):
             own = {key: tuple(names(asked[key])) for key in RULES}
@@ -147,10 +149,10 @@ def find_protocols(
             needs = tuple(dict.fromkeys((*benchmark.rules.columns, unit, *benchmark.within)))
             moved = (label, CONTROL) if benchmark.of_controls else (label,)
             blocks = () if unit == label else (unit,)
-            found.append(Protocol(benchmark, target, needs, moved, blocks, benchmark.within))
+            found.append(ProfileProtocol(benchmark, target, needs, moved, blocks, benchmark.within))
         return found
 
-    makers: dict[str, Callable[[], list[Protocol]]] = {
+    makers: dict[str, Callable[[], list[ProfileProtocol]]] = {
         "nsc": lambda: moa(NSC),
         "nscb_deepprofiler": lambda: moa(DEEPPROFILER, BATCH),
         "nscb_unidino": lambda: moa(UNIDINO, BATCH),

@@ -37,7 +37,7 @@ import pandas as pd
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.mean_profiles import check_rows, checked_names, mean_profiles
-from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark, profile_score
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
@@ -261,7 +261,7 @@ def known_relationships(
 
 
 @dataclasses.dataclass(frozen=True)
-class Relationships:
+class Relationships(ProfileBenchmark):
     """Recall of one list of known pairs, as a benchmark; its unit is the gene.
 
     arm: column of the chromosome arms, for the audit; "" for none.
@@ -271,32 +271,23 @@ class Relationships:
     permutations: int = 1_000
     seed: int = 0
     arm: str = ""
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
     def name(self) -> str:
         return f"recall_{self.pairs.source}"
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        about = {"pairs": self.pairs.digest, "seed": self.seed, "arm": self.arm}
-        return {"name": self.name, **self._settings, **about}
+    def besides(self) -> dict[str, Any]:
+        return {"pairs": self.pairs.digest, "seed": self.seed, "arm": self.arm}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "percentiles": list(PERCENTILES),
             "permutations": self.permutations,
             "pairs_listed": len(self.pairs.names),
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every gene meets every other."""
-        return float(n_classes) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -316,7 +307,7 @@ class Relationships:
                 raise InputError(f"{self.name}: one gene is in every pair, so that nothing is left")
             counted = ("genes", "zero_profiles", "pairs", "tied", "unknown_genes", "unknown_pairs",
                        "duplicates", "self_pairs")  # fmt: skip
-            settings = {**self._settings, **{name: getattr(recall, name) for name in counted}}
+            settings = {**self.settings, **{name: getattr(recall, name) for name in counted}}
             if recall.arms is not None:
                 audited = dataclasses.asdict(recall.arms)
                 settings["arms"] = {k: v for k, v in audited.items() if k != "per_unit"}

@@ -19,13 +19,12 @@ different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
   for consistency its treatments are others' neighbours, so it is a pseudo-value of the whole score
   without them.
 * **Which treatments are active**: p-values by permuted labels within plates
-  (`statistics/map_null.py`). Of two parts twice the mean of the p-values is one (Vovk & Wang,
-  Biometrika 107, 2020); q by Benjamini and Hochberg. **Which classes are consistent**: the same by
-  classes permuted among compounds.
+  (`statistics/map_null.py`), one of two parts (`statistics/parts.py`); q by Benjamini and Hochberg.
+  **Which classes are consistent**: the same by classes permuted among compounds.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from scipy.stats import false_discovery_control
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.moa import Treatments
-from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark, profile_score
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
@@ -45,6 +44,7 @@ from bioimg_jax.probes.average_precision import average_precision, chance
 from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.statistics.map_null import permutation_p
 from bioimg_jax.statistics.neighbours import unit_rows, with_angles
+from bioimg_jax.statistics.parts import p_of_parts
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
@@ -55,7 +55,7 @@ GROUP, TREATED = "treatment", "treated"  # columns that pairs are made by
 
 
 @dataclasses.dataclass(frozen=True)
-class Activity:
+class Activity(ProfileBenchmark):
     """Mean normalised average precision of replicates against controls.
 
     treatment: columns whose joint value is one. plate: replicates are ranked among the controls of
@@ -69,27 +69,19 @@ class Activity:
     permutations: int = 1_000
     seed: int = 0
     name: str = "activity"
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings, "seed": self.seed}
+    def besides(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "treatment": list(self.treatment),
             "plate": list(self.plate),
             "permutations": self.permutations,
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every well meets every other."""
-        return 2 * len(fold.test) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -101,8 +93,8 @@ class Activity:
         wells = np.unique(np.concatenate([fold.test for fold in folds]))
         found = [self._part(table.obs, wells, *part) for part in table.parts()]
         by_treatment = pd.concat(found).groupby(level=0, sort=True)
-        mean, p = by_treatment[METRIC].mean(), by_treatment["p"].mean()
-        p = p if len(found) == 1 else np.minimum(1.0, 2 * p)
+        mean = by_treatment[METRIC].mean()
+        p = p_of_parts(by_treatment["p"].mean(), len(found))
         tested = p.notna().to_numpy()
         q = np.full(len(p), np.nan)
         if tested.any():
@@ -128,7 +120,7 @@ class Activity:
                     "fraction_p05": float(np.mean(p[tested] <= LEVEL)) if tested.any() else None,
                 },
                 settings={
-                    **self._settings,
+                    **self.settings,
                     "parts": len(found),
                     "n_treatments": len(mean),
                     "n_tested": int(tested.sum()),
@@ -173,7 +165,7 @@ class Activity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency:
+class Consistency(ProfileBenchmark):
     """Mean normalised average precision of treatments that share a class, of other compounds.
 
     average: of the wells of a treatment, "median" or "mean".
@@ -187,27 +179,19 @@ class Consistency:
     seed: int = 0
     jackknife: bool = True
     name: str = "consistency"
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings, "seed": self.seed}
+    def besides(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "treatment": list(self.treatment),
             "average": self.average,
             "permutations": self.permutations,
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every treatment meets every other, once without each compound."""
-        return 2 * len(fold.test) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -250,7 +234,7 @@ class Consistency:
                         "fraction_consistent": n_consistent / len(p) if len(p) else None,
                     },
                     settings={
-                        **self._settings,
+                        **self.settings,
                         "per_unit": PSEUDO_VALUES,
                         "n_classes_tested": len(p),
                         "n_consistent": n_consistent,
