@@ -120,7 +120,7 @@ def _rows(
 
 def identity_of(protocol: ProfileProtocol) -> list[Any]:
     """What a protocol's scores depend on besides the table, as plain JSON."""
-    permuted = [protocol.permuted, protocol.blocks, protocol.within, protocol.once]
+    permuted = [protocol.permuted, protocol.blocks, protocol.within, protocol.once, protocol.only]
     target = dataclasses.asdict(protocol.target)
     return [dict(protocol.benchmark.identity), target, protocol.needs, permuted]
 

@@ -37,7 +37,7 @@ from bioimg_jax.benchmarks.protocols import (
     find_protocols,
     of_metadata,
 )
-from bioimg_jax.benchmarks.retrieval import Activity
+from bioimg_jax.benchmarks.retrieval import Activity, Consistency
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.benchmarks.screening import POSITIVE, Screening, screening, summaries
 from bioimg_jax.data.splits import has_value, unit_names
@@ -64,11 +64,13 @@ HELP = f"""{__doc__}
 NO_IMAGES = "there are no images behind a file of features"
 NAMES = (PLATE, BATCH, WELL, COMPOUND, CLASS, GENE, ARM)  # columns that are never numbers
 KINDS = (*ENCODERS, "count", "pixels", "layout", "texture")
+ALL, ACTIVE = ASKED_OF = ("all", "active")  # `evaluate.consistency_of`
 Config = Mapping[str, Any]
 # Keys of the config and their types.
 SETTINGS: dict[str, type] = {
     "alignments": str, "align_by": str, "benchmarks": str, "pair_lists": str, "activities": str,
     "floors": str, "audit": str, "average": str, "permutations": int, "beyond": str,
+    "active_q": float, "least_replicates": int, "consistency_of": str,
     "beyond_permutations": int, "retrieval": dict, "nuisance": bool, "screening": bool,
     "delta": float,
 }  # fmt: skip
@@ -136,6 +138,10 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     primary: dict[str, AlignedTable] = {}
     began, done, todo = time.monotonic(), 0, len(tables) * len(alignments)
     with StopSignal() as stop:
+        if settings["consistency_of"] == ACTIVE:
+            protocols = _of_active(
+                protocols, audits, not_run, tables, kinds, alignments, settings, workdir, seed
+            )
         for name, table in tables.items():
             for words, alignment in alignments.items():
                 aligned = align(table, alignment, batch=settings["align_by"])
@@ -274,9 +280,17 @@ def _check_types(config: Config) -> None:
             fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
             if not fits or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{place}.{key}: {value!r}, expected {kind.__name__}")
-    for key in ("permutations", "beyond_permutations"):
-        if config["evaluate"][key] < 1:
-            raise InputError(f"evaluate.{key}: {config['evaluate'][key]}, expected 1 or more")
+    settings = config["evaluate"]
+    for key, least in (("permutations", 1), ("beyond_permutations", 1), ("least_replicates", 2)):
+        if settings[key] < least:
+            raise InputError(f"evaluate.{key}: {settings[key]}, expected {least} or more")
+    if not 0.0 < settings["active_q"] <= 1.0:
+        raise InputError(f"evaluate.active_q: {settings['active_q']}, expected 0 < q <= 1")
+    if settings["consistency_of"] not in ASKED_OF:
+        raise InputError(
+            f"evaluate.consistency_of: {settings['consistency_of']!r}, expected "
+            f"{' or '.join(ASKED_OF)}"
+        )
 
 
 def _protocols(
@@ -305,6 +319,47 @@ def _protocols(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
         raise InputError(f"evaluate.benchmarks: none of them can be run ({reasons})")
     return protocols, audits, not_run
+
+
+def _of_active(
+    protocols: Sequence[ProfileProtocol],
+    audits: dict[str, dict[str, Any]],
+    not_run: dict[str, str],
+    tables: Mapping[str, FeatureTable],
+    kinds: Mapping[str, str],
+    alignments: Mapping[str, Alignment],
+    settings: Config,
+    workdir: Path,
+    seed: int,
+) -> list[ProfileProtocol]:
+    """With consistency asked of active treatments alone, and its audit made again of those.
+
+    One set for all tables, or each would answer a question of its own: what any of them, encoder or
+    floor, finds active after the first alignment.
+    """
+    by_name = {protocol.name: protocol for protocol in protocols}
+    activity, consistency = (by_name.get(of.name) for of in (Activity, Consistency))
+    if consistency is None:
+        return list(protocols)
+    words, alignment = next(iter(alignments.items()))
+    active: set[str] = set()
+    why = "the benchmark activity, which finds active treatments, is not run"
+    for name, table in tables.items():
+        if activity is None:
+            break
+        aligned = align(table, alignment, batch=settings["align_by"])
+        asker = _Asker(workdir, words, name, kinds[name], aligned, settings["align_by"], seed)
+        row, why = asker.score(activity)  # kept, and found again when its turn comes
+        active |= set(row["settings"]["active"]) if row is not None else set()
+    try:
+        if not active:
+            raise InputError(why or "no table finds any treatment active")
+        asked = dataclasses.replace(consistency, only=tuple(sorted(active)))
+        audits[asked.name] = _audit(asked, next(iter(tables.values())), settings, seed)
+    except InputError as error:
+        not_run[consistency.name] = str(error)
+        return [protocol for protocol in protocols if protocol is not consistency]
+    return [asked if protocol is consistency else protocol for protocol in protocols]
 
 
 def _numbers_and_ids(

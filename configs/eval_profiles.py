@@ -97,6 +97,11 @@ def get_config() -> ml_collections.ConfigDict:
                 "audit": "batch,plate,well",
                 "average": "mean",  # of the wells of a treatment, or median
                 "permutations": 1_000,  # of labels: which treatments are active
+                "active_q": 0.05,  # an active treatment, or consistent class, has a smaller one
+                "least_replicates": 2,  # wells of a treatment whose activity is asked
+                # Treatments whose consistency is asked: all, or active, which are those that some
+                # table above, encoder or floor, finds active after the first alignment.
+                "consistency_of": "all",
                 "beyond": "count,batch",  # tables of one column, or columns: conditional scores
                 "beyond_permutations": 199,
                 "nuisance": True,  # what encoders know of plate, batch and well

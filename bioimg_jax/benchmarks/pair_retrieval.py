@@ -50,6 +50,7 @@ class PairRetrieval(ProfileBenchmark):
 
     null: `PERMUTED` or `COPAIRS`; permutations: of labels, or random rankings; 0 for no p-values.
     within: columns inside whose joint value labels are permuted.
+    active_q: a label of a smaller q is active.
     jackknife: without it units that are others' neighbours have no values.
 
     Raises:
@@ -62,6 +63,7 @@ class PairRetrieval(ProfileBenchmark):
     within: tuple[str, ...] = ()
     permutations: int = 1_000
     seed: int = 0
+    active_q: float = ACTIVE
     jackknife: bool = True
     name: str = "retrieval"
     metric = METRIC
@@ -104,6 +106,7 @@ class PairRetrieval(ProfileBenchmark):
             "null": self.null,
             "within": list(self.within),
             "permutations": self.permutations,
+            "active_q": self.active_q,
         }
 
     def scores(
@@ -122,7 +125,7 @@ class PairRetrieval(ProfileBenchmark):
         units = unit_names(table.obs, target.unit)
         names, per_unit = self._per_unit(asked, scored, units, value)
         tests = self._tests(asked, scored)
-        n_active = int(np.sum(tests["q"] < ACTIVE))
+        n_active = int(np.sum(tests["q"] < self.active_q))
         some = len(tests) > 0
         excluded = pd.DataFrame([of.excluded for of in scored]).mean()
         return [

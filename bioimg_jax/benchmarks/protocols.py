@@ -19,7 +19,7 @@ from bioimg_jax.benchmarks.pair_retrieval import PairRetrieval
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.command_line import names
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import Fold, target_rows
+from bioimg_jax.data.splits import Fold, target_rows, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
 from bioimg_jax.features.table import FeatureTable
@@ -41,6 +41,8 @@ class ProfileProtocol:
     permuted, blocks, within, once: what a conditional score permutes (`benchmarks/beyond.py`): the
       joint value of these columns, among blocks (of rows each: none named), inside the joint value
       of these columns; once: each value is there in one block only, as the name of a gene is.
+    only: treatments, by the joint value of the benchmark's columns of one, that it is asked of,
+      and no others; None for all.
     """
 
     benchmark: Benchmark
@@ -50,6 +52,7 @@ class ProfileProtocol:
     blocks: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
     once: bool = False
+    only: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -65,9 +68,13 @@ class ProfileProtocol:
         """The wells it is about: those with a label that are no controls. There is no training."""
         wells = target_rows(obs, self.target)
         wells = wells[~controls_of(obs)[wells]]
+        if self.only is not None:
+            made: Any = self.benchmark
+            wells = wells[np.isin(unit_names(obs.iloc[wells], made.treatment), self.only)]
         if not len(wells):
             raise InputError(
                 f"{self.name}: no well that is no control has a {self.target.column!r}"
+                + ("" if self.only is None else f" and one of {len(self.only)} active treatments")
             )
         nobody = np.array([], np.int64)
         return Fold("all", nobody, nobody, wells, self.target.unit)
@@ -76,7 +83,8 @@ class ProfileProtocol:
         """Of an aligned table, which has one layer."""
         (score,) = self.benchmark.scores(
             table, [self.fold(table.obs)], self.target, representation=representation, kind=kind,
-            seed=seed, exposure="unknown" if kind in ENCODERS else "none", settings={},
+            seed=seed, exposure="unknown" if kind in ENCODERS else "none",
+            settings={} if self.only is None else {"n_active_asked": len(self.only)},
             permute_labels_seed=None,
         )  # fmt: skip
         return score
@@ -88,12 +96,15 @@ def find_protocols(
     """Those of "nsc,activity" whose columns are there, in their order; and why others are not run.
 
     columns: of the metadata. A treatment is a compound at a dose, where there is a column `DOSE`.
-    options: "average", "permutations", "pair_lists", "activities" and "retrieval" of the config.
+    options: "average", "permutations", "pair_lists", "activities" and "retrieval" of the config;
+      "active_q" and "least_replicates", by default as in `benchmarks/retrieval.py`.
     Raises `InputError` for a name that there is not, one given twice, or none at all.
     """
     treatment = (COMPOUND, DOSE) if DOSE in columns else (COMPOUND,)
     plate = (PLATE,) if PLATE in columns else ()
     average, permutations = options["average"], options["permutations"]
+    q = options.get("active_q", retrieval.ACTIVE)
+    replicates = options.get("least_replicates", retrieval.REPLICATES)
 
     def moa(rule: str, *batch: str) -> list[ProfileProtocol]:
         benchmark = Moa(rule, average=average, treatment=treatment, batch=batch)
@@ -103,13 +114,13 @@ def find_protocols(
         ]
 
     def activity() -> list[ProfileProtocol]:
-        benchmark = retrieval.Activity(treatment, plate, permutations=permutations, seed=seed)
+        benchmark = retrieval.Activity(treatment, plate, permutations, seed, q, replicates)
         target = _target(benchmark.name, COMPOUND, retrieval.METRIC, COMPOUND)
         permuted = (*treatment, CONTROL)
         return [ProfileProtocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
 
     def consistency() -> list[ProfileProtocol]:
-        benchmark = retrieval.Consistency(treatment, average, permutations, seed)
+        benchmark = retrieval.Consistency(treatment, average, permutations, seed, active_q=q)
         target = _target(benchmark.name, CLASS, retrieval.METRIC, COMPOUND)
         return [ProfileProtocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
 
@@ -142,7 +153,7 @@ def find_protocols(
             own = {key: tuple(names(asked[key])) for key in RULES}
             benchmark = PairRetrieval(
                 PairRules(**own, multilabel=asked["multilabel"] or None), asked["null"],
-                tuple(names(asked["within"])), permutations, seed, name=f"retrieval_{name}",
+                tuple(names(asked["within"])), permutations, seed, q, name=f"retrieval_{name}",
             )  # fmt: skip
             label, unit = benchmark.label, asked["unit"]
             target = _target(benchmark.name, label, retrieval.METRIC, unit)

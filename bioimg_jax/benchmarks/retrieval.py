@@ -48,6 +48,7 @@ from bioimg_jax.statistics.parts import p_of_parts
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
+REPLICATES = 2  # of a treatment: one has no other to be found
 LEVEL = 0.05  # of a p-value by itself: its share where no treatment does anything
 METRIC = "normalised_map"
 DIGITS = 9  # of a cosine, beyond which two are equal
@@ -62,12 +63,16 @@ class Activity(ProfileBenchmark):
     their own plate, and labels are permuted inside it; without it among all controls.
     permutations: 0 for no p-values, and then no treatment is tested, and chance is that of random
     rankings.
+    active_q: a treatment of a smaller q is active. least_replicates: wells a treatment has to have;
+    those of others are not there, and the treatments are counted ("n_few_replicates").
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
     plate: tuple[str, ...] = ()
     permutations: int = 1_000
     seed: int = 0
+    active_q: float = ACTIVE
+    least_replicates: int = REPLICATES
     name: str = "activity"
     metric = METRIC
 
@@ -81,6 +86,8 @@ class Activity(ProfileBenchmark):
             "treatment": list(self.treatment),
             "plate": list(self.plate),
             "permutations": self.permutations,
+            "active_q": self.active_q,
+            "least_replicates": self.least_replicates,
         }
 
     def scores(
@@ -91,7 +98,17 @@ class Activity(ProfileBenchmark):
         if not isinstance(table, AlignedTable):
             raise InputError(f"{self.name} needs a table with controls, by `features.aligned`")
         wells = np.unique(np.concatenate([fold.test for fold in folds]))
-        found = [self._part(table.obs, wells, *part) for part in table.parts()]
+        asked = pd.Series(unit_names(table.obs.iloc[wells], self.treatment))
+        size = asked.groupby(asked).transform("size").to_numpy()
+        enough = size >= self.least_replicates
+        if not enough.any():
+            raise InputError(
+                f"{self.name}: no treatment has {self.least_replicates} wells, the least that "
+                "evaluate.least_replicates asks for"
+            )
+        wells = wells[enough]
+        parts = [self._part(table.obs, wells, *part) for part in table.parts()]
+        found, excluded = ([part[side] for part in parts] for side in (0, 1))
         by_treatment = pd.concat(found).groupby(level=0, sort=True)
         mean = by_treatment[METRIC].mean()
         p = p_of_parts(by_treatment["p"].mean(), len(found))
@@ -103,7 +120,7 @@ class Activity(ProfileBenchmark):
         units = pd.Series(unit_names(table.obs.iloc[wells], target.unit), index=names)
         of_unit = units[~units.index.duplicated()].reindex(mean.index)
         per_unit = mean.groupby(of_unit.to_numpy()).mean()
-        n_active = int(np.sum(q < ACTIVE))
+        active = mean.index[q < self.active_q].tolist()
         return [
             profile_score(
                 self.name,
@@ -116,7 +133,7 @@ class Activity(ProfileBenchmark):
                 about=about,
                 other_metrics={
                     "map": float(by_treatment["map"].mean().mean()),
-                    "fraction_active": n_active / max(int(tested.sum()), 1),
+                    "fraction_active": len(active) / max(int(tested.sum()), 1),
                     "fraction_p05": float(np.mean(p[tested] <= LEVEL)) if tested.any() else None,
                 },
                 settings={
@@ -124,8 +141,11 @@ class Activity(ProfileBenchmark):
                     "parts": len(found),
                     "n_treatments": len(mean),
                     "n_tested": int(tested.sum()),
-                    "n_active": n_active,
-                    "n_single_replicate": len(set(names)) - len(mean),
+                    "n_active": len(active),
+                    "active": active,
+                    "n_few_replicates": asked[~enough].nunique(),
+                    "n_without_value": len(set(names)) - len(mean),
+                    "n_excluded": pd.DataFrame(excluded).mean().astype(int).to_dict(),
                     "chance_by": "permuted labels" if self.permutations else "random rankings",
                 },
             )
@@ -133,8 +153,9 @@ class Activity(ProfileBenchmark):
 
     def _part(
         self, obs: pd.DataFrame, wells: np.ndarray, features: np.ndarray, negatives: np.ndarray
-    ) -> pd.DataFrame:
-        """Of every treatment with replicates: normalised mAP, mAP and p, by its name."""
+    ) -> tuple[pd.DataFrame, dict[str, int]]:
+        """Of every treatment with replicates: normalised mAP, mAP and p, by its name; and how many
+        wells have none of it, by reason."""
         if not negatives.any():
             raise InputError(f"{self.name}: no well is a control, expected some on every plate")
         rows = np.concatenate([wells, np.setdiff1d(np.flatnonzero(negatives), wells)])
@@ -151,7 +172,7 @@ class Activity(ProfileBenchmark):
         )
         found = of_query.groupby(GROUP).mean()
         if not self.permutations:
-            return found.assign(p=np.nan)
+            return found.assign(p=np.nan), scored.excluded
         test = permutation_p(
             wide, pairs, GROUP, controls=~treated, within=self.plate,
             neg_sameby=self.plate, permutations=self.permutations, seed=self.seed,
@@ -159,9 +180,8 @@ class Activity(ProfileBenchmark):
         p, null = (pd.Series(of, index=test.groups) for of in (test.p, test.null))
         null = null.reindex(found.index)
         above = (found["map"] - null) / (1.0 - null)
-        return found.assign(
-            **{METRIC: above.where(null.notna(), found[METRIC])}, p=p.reindex(found.index)
-        )
+        value = above.where(null.notna(), found[METRIC])
+        return found.assign(**{METRIC: value}, p=p.reindex(found.index)), scored.excluded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +191,7 @@ class Consistency(ProfileBenchmark):
     average: of the wells of a treatment, "median" or "mean".
     permutations: of classes among compounds, for the p of every class; 0 for none.
     jackknife: without it a score has no values of units, and takes a step instead of one a unit.
+    active_q: a class of a smaller q is consistent.
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
@@ -178,6 +199,7 @@ class Consistency(ProfileBenchmark):
     permutations: int = 0
     seed: int = 0
     jackknife: bool = True
+    active_q: float = ACTIVE
     name: str = "consistency"
     metric = METRIC
 
@@ -191,6 +213,7 @@ class Consistency(ProfileBenchmark):
             "treatment": list(self.treatment),
             "average": self.average,
             "permutations": self.permutations,
+            "active_q": self.active_q,
         }
 
     def scores(
@@ -218,7 +241,7 @@ class Consistency(ProfileBenchmark):
             p = np.array([])
             if self.permutations:
                 p = _class_p(profiles, treatments, self.permutations, self.seed)
-            n_consistent = int(np.sum(false_discovery_control(p) < ACTIVE)) if len(p) else 0
+            n_consistent = int(np.sum(false_discovery_control(p) < self.active_q)) if len(p) else 0
             found.append(
                 profile_score(
                     self.name,

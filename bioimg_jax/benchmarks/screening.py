@@ -21,6 +21,7 @@ from bioimg_jax.benchmarks.plate_quality import MEASURES, plate_quality
 from bioimg_jax.benchmarks.protocols import COMPOUND, DOSE, PLATE, ProfileProtocol
 from bioimg_jax.benchmarks.replicate_consistency import replicate_consistency
 from bioimg_jax.benchmarks.replicate_curve import replicate_curve
+from bioimg_jax.benchmarks.retrieval import REPLICATES
 from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, WELL, AlignedTable, controls_of, unaligned
@@ -313,7 +314,7 @@ def _curve(table: AlignedTable, activity: ProfileProtocol, treatment: list[str],
     """Activity of the treatments that have two replicates, with 2, 3 ... of each."""
     obs = table.obs
     asked = np.flatnonzero(controls_of(obs) | has_value(obs[COMPOUND]))
-    fast = activity.with_settings(permutations=0)
+    fast = activity.with_settings(permutations=0, least_replicates=REPLICATES)
     features = list(table.parts())
 
     def statistic(rows: np.ndarray) -> float:
