@@ -72,8 +72,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "align_by": "plate",  # column whose values are brought together
                 "benchmarks": "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency,"
                 "relationships,compound_gene,retrieval",
-                # Known pairs of genes: files of two columns, or lists of efaar_benchmarking
-                # (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that is installed.
+                # Known pairs of genes: files of two columns, whose first line has their names, or
+                # lists of efaar_benchmarking (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that
+                # is installed.
                 "pair_lists": "",
                 "activities": "",  # a file of compounds, genes and the concentration they act at
                 # Questions of the benchmark "retrieval", each by a name: which wells are a positive

@@ -64,6 +64,8 @@ class PairList:
 
     names: object [m, 2]; rows: how many were read, `duplicates` (in either order) and `self_pairs`
     of which are left out.
+    first_line: of a file of two columns that are not called as in `HEADERS`: where both are genes
+    of a map it is a pair, which would be lost, and the map refuses the file.
     """
 
     source: str
@@ -71,6 +73,7 @@ class PairList:
     rows: int
     duplicates: int
     self_pairs: int
+    first_line: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -129,8 +132,8 @@ class Recall:
 def read_pairs(path: Path, *, source: str = "", columns: tuple[str, str] | None = None) -> PairList:
     """The pairs of a CSV file (`.tsv`: by tabs) with the names of genes in two columns.
 
-    columns: what they are called; by default one of `HEADERS`, and nothing else may be there: a
-    file without a header would lose a pair. source: the file's stem by default.
+    columns: what they are called; by default there are two and no others, whatever they are called
+    (`PairList.first_line`). source: the file's stem by default.
 
     Raises:
       InputError: a file that cannot be read, without these columns, with an empty name, or without
@@ -144,11 +147,11 @@ def read_pairs(path: Path, *, source: str = "", columns: tuple[str, str] | None 
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     table.columns = table.columns.str.strip()
     if columns is None:
-        if tuple(table.columns) not in HEADERS:
+        if len(table.columns) != 2:
             expected = " or ".join(",".join(header) for header in HEADERS)
             raise InputError(
-                f"{path}: the first line is {','.join(table.columns)!r}, expected {expected}, or "
-                "the names of two columns to be given"
+                f"{path}: the first line is {','.join(table.columns)!r}, expected two columns such "
+                f"as {expected}, or the names of two columns to be given"
             )
         columns = (table.columns[0], table.columns[1])
     for column in columns:
@@ -158,7 +161,9 @@ def read_pairs(path: Path, *, source: str = "", columns: tuple[str, str] | None 
     if (blank := np.argwhere(names.to_numpy() == "")).size:
         row, column = blank[0]
         raise InputError(f"{path}: row {row + 1} has no {columns[column]}")
-    return pair_list(source or path.stem, names.to_numpy(object), where=f"{path}: ")
+    found = pair_list(source or path.stem, names.to_numpy(object), where=f"{path}: ")
+    first_line = () if columns in HEADERS else columns
+    return dataclasses.replace(found, first_line=first_line)
 
 
 def installed_pairs(source: str) -> PairList:
@@ -279,7 +284,8 @@ class Relationships(ProfileBenchmark):
 
     @property
     def besides(self) -> dict[str, Any]:
-        return {"pairs": self.pairs.digest, "seed": self.seed, "arm": self.arm}
+        pairs = [self.pairs.digest, *self.pairs.first_line]
+        return {"pairs": pairs, "seed": self.seed, "arm": self.arm}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -351,6 +357,12 @@ class _Known:
 
     @classmethod
     def of(cls, listed: PairList, names: np.ndarray) -> "_Known":
+        if listed.first_line and set(listed.first_line) <= set(names):
+            line = ",".join(listed.first_line)
+            raise InputError(
+                f"the first line of {listed.source!r} is {line!r}, which are genes of the map; "
+                f"expected names of the columns, such as {','.join(HEADERS[0])}"
+            )
         index = pd.Index(names).get_indexer(listed.names.ravel()).reshape(-1, 2)
         unknown = np.unique(listed.names[index < 0].astype(str))
         index = index[(index >= 0).all(axis=1)]
