@@ -11,6 +11,7 @@ from bioimg_jax.benchmarks.benchmark import Benchmark, layers_for
 from bioimg_jax.candidates import Candidate
 from bioimg_jax.data.splits import Fold
 from bioimg_jax.models import Encoder
+from bioimg_jax.representations.representation import ENCODERS
 
 PRODUCT_SIDE = 1024
 # Of the rate of one large matrix product, measured on a ViT-S and on probes of 384 features.
@@ -25,11 +26,14 @@ def budget(
     *,
     n_images: int,
     crop_px: int,
+    beyond: Mapping[str, int],
 ) -> str:
     """Both in one sentence; the minutes are those of encoders and probes on this machine now.
 
     folds, n_classes: of each target. Floors that are no encoders take minutes of their own where
     they segment nuclei; tables and scores that are finished already take none.
+    beyond: of each target, the confounds it is asked about. A probe is fitted again to what is left
+    of the layer that validation chose, counted as the widest, and to each confound alone.
     """
     fits, operations = 0, 0.0
     per_image: dict[int, float] = {}
@@ -42,14 +46,20 @@ def budget(
             allowed: Sequence[int] = range(len(parts))
             if candidate.folds is not None:
                 allowed = candidate.folds.get(target, [])
+            again = beyond[target] if candidate.kind in ENCODERS else 0
             for fold in (parts[i] for i in allowed):
                 for benchmark in benchmarks:
                     layers = layers_for(benchmark, candidate.layers)
-                    fits += benchmark.fits * len(layers)
-                    operations += sum(
+                    each = [
                         benchmark.operations(fold, candidate.layers[layer], n_classes[target])
                         for layer in layers
-                    )
+                    ]
+                    fits += benchmark.fits * (len(layers) + again)
+                    operations += sum(each) + again * max(each)
+    if any(candidate.kind in ENCODERS for candidate in to_score):  # and of confounds by themselves
+        fits += sum(
+            b.fits * beyond[t] * len(parts) for t, parts in folds.items() for b in benchmarks
+        )
     minutes = operations / (product_rate() * SHARE_OF_RATE) / 60
     return (
         f"evaluating {len(to_score)} representations on {len(folds)} targets by "

@@ -30,11 +30,11 @@ from bioimg_jax.design import (
     probed_examples,
     subset,
 )
-from bioimg_jax.errors import InputError, Preempted
+from bioimg_jax.errors import InputError
 from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.illustrate import write_examples, write_illustrations
 from bioimg_jax.image_audits import audits
-from bioimg_jax.image_beyond import conditional_rows
+from bioimg_jax.image_beyond import conditional_rows, n_asked
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.prepare import prepare
 from bioimg_jax.results import (
@@ -54,7 +54,8 @@ from bioimg_jax.scoring import (
 )
 from bioimg_jax.statistics.intervals import train_overlap
 from bioimg_jax.statistics.verdict import judge
-from bioimg_jax.train import Config, StopSignal
+from bioimg_jax.stop_signal import StopSignal
+from bioimg_jax.train import Config
 
 HELP = f"""{__doc__}
 --checkpoint=PATH   a work directory, or its checkpoints/STEP; several times for several rows
@@ -80,7 +81,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     n_classes = {t.name: used[t.column].nunique() for t in targets}
     print(
         budget(benchmarks, to_score, probed, n_classes, n_images=len(rows),
-               crop_px=evaluation.crop_px),
+               crop_px=evaluation.crop_px, beyond=n_asked(settings, targets)),
         file=sys.stderr,
     )  # fmt: skip
     scores: list[Score] = []
@@ -103,8 +104,7 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
                     )  # fmt: skip
                     check_units(found, scores)
                     scores += found
-                    if stop.received:
-                        raise Preempted("stopped while evaluating; what is finished is kept")
+                    stop.leave()
             elapsed = time.monotonic() - start
             left = elapsed / (i + 1) * (len(to_score) - i - 1)
             print(
@@ -134,10 +134,11 @@ def evaluate(evaluation: Evaluation, dataset: Dataset, workdir: Path) -> dict[st
     def finished(name: str) -> FeatureTable:
         return read_table(workdir / "features" / f"{name}.h5ad")
 
-    conditional = conditional_rows(
-        settings, benchmarks, targets, folds, scores, finished, workdir,
-        seed=evaluation.config["seed"],
-    )  # fmt: skip
+    with StopSignal() as stop:
+        conditional = conditional_rows(
+            settings, benchmarks, targets, folds, scores, finished, workdir,
+            seed=evaluation.config["seed"], between=stop.leave,
+        )  # fmt: skip
     of_images = {}
     for name in ("examples", "maps", "gallery"):  # those of another evaluation are not shown
         (workdir / f"{name}.npz").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ features with the columns section and barcode. The task's own splits, genes and 
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import sys
@@ -21,16 +22,18 @@ import numpy as np
 
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.beyond_expression import (
+    SpotConfound,
     beyond_expression,
     beyond_itself,
     spot_confounds,
 )
+from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.expression import (
     OFFICIAL,
     PROTOCOLS,
     Experiment,
     Expression,
-    Protocol,
+    Variant,
     audit_features,
     make_experiment,
     rank_agreement,
@@ -43,6 +46,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.features.hest import SECTION, Task, read_counts, read_task
 from bioimg_jax.features.imported import import_table
 from bioimg_jax.features.table import FeatureTable, read_table
+from bioimg_jax.kept import digest, kept, key_of
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import KINDS
@@ -51,6 +55,7 @@ from bioimg_jax.score_audit import JOINT, audit_of_scores
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
 from bioimg_jax.statistics.verdict import judge
+from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
@@ -153,7 +158,10 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
                   overlap={variant: shared})
         )  # fmt: skip
     scores = with_verdicts(scores, audits, verdicts)
-    conditional = _conditional(settings, task, experiment, entries, config["seed"])
+    with StopSignal() as stop:
+        conditional = _conditional(
+            settings, task, experiment, entries, config["seed"], workdir, stop
+        )
     agreement = rank_agreement(found) if len(found) > 1 and len(variants) > 1 else []
     workdir.mkdir(parents=True, exist_ok=True)
     write_rows(workdir / "genes.csv", _gene_rows(found))
@@ -299,7 +307,7 @@ def _features(table: FeatureTable, task: Task) -> np.ndarray:
 def _audits(
     task: Task,
     experiment: Experiment,
-    protocols: Mapping[str, Protocol],
+    protocols: Mapping[str, Variant],
     shared: float,
     delta: float,
     seed: int,
@@ -320,7 +328,7 @@ def _audits(
     }
 
 
-def _variants(settings: Config) -> dict[str, Protocol]:
+def _variants(settings: Config) -> dict[str, Variant]:
     """The official protocol and the variants of it that the config names, or all."""
     command_line.check_keys(settings, "evaluate", "variants")
     asked = command_line.names(settings["variants"]) or list(PROTOCOLS)
@@ -346,28 +354,59 @@ def _check_beyond(settings: Config) -> None:
 
 
 def _conditional(
-    settings: Config, task: Task, experiment: Experiment, entries: Sequence[Entry], seed: int
+    settings: Config,
+    task: Task,
+    experiment: Experiment,
+    entries: Sequence[Entry],
+    seed: int,
+    workdir: Path,
+    stop: StopSignal,
 ) -> list[dict[str, Any]]:
-    """What each encoder scores beyond each confound, and each confound beyond itself."""
+    """What each encoder scores beyond each confound, and each confound beyond itself.
+
+    Rows are kept on disk: a run that was stopped goes on with the next question.
+    """
     asked = command_line.names(settings["beyond"])
     if not asked:
         return []
     spots, permutations = task.spots, settings["beyond_permutations"]
     x, y, totals = (spots[column].to_numpy() for column in ("x", "y", "total_counts"))
     confounds = spot_confounds(x, y, totals, audit_features(x, y, totals, spots[SECTION]))
+    encoders = {e.name: _features(e.table, task) for e in entries if e.about is not None}
+    of_task = _identity(experiment)
     found: list[dict[str, Any]] = []
     for name in asked:
         confound = confounds[name]
-        for entry in (entry for entry in entries if entry.about is not None):
-            rows = beyond_expression(
-                _features(entry.table, task), experiment, confound, permutations=permutations,
-                seed=seed,
-            )  # fmt: skip
-            found += [_about(name, entry.name) | row for row in rows]
-            print(f"{entry.name} beyond {name}", file=sys.stderr)
-        rows = beyond_itself(experiment, confound, permutations=permutations, seed=seed)
-        found += [_about(name, name) | row for row in rows]
+        held = [digest(confound.strata), digest(confound.columns)]
+        for entry, features in [*encoders.items(), (name, None)]:
+            what = name if features is None else f"{entry}-{name}"
+            made_of = [of_task, held, features is not None and digest(features), permutations, seed]
+            ask = functools.partial(
+                _asked, features, experiment, confound, permutations=permutations, seed=seed
+            )
+            rows = kept(workdir / "beyond", what, made_of, ask)
+            found += [_about(name, entry) | row for row in rows]
+            print(f"{entry} beyond {name}", file=sys.stderr)
+            stop.leave()
     return found
+
+
+def _asked(
+    features: np.ndarray | None, experiment: Experiment, confound: SpotConfound, **about: int
+) -> list[dict[str, Any]]:
+    """Of an encoder's features, or of the confound by itself."""
+    if features is None:
+        return beyond_itself(experiment, confound, **about)
+    return beyond_expression(features, experiment, confound, **about)
+
+
+def _identity(experiment: Experiment) -> list[Any]:
+    """What a score depends on besides the features, as plain JSON."""
+    counts = experiment.counts
+    arrays = (counts.data, counts.indices, counts.indptr, experiment.genes)
+    texts = (experiment.names, experiment.sections.tolist(), experiment.units.tolist())
+    folds = [fold.digests for fold in experiment.folds]
+    return [*map(digest, arrays), *map(key_of, texts), folds]
 
 
 def _about(confound: str, representation: str) -> dict[str, Any]:
@@ -411,6 +450,7 @@ def _score(
         search_budget=1,
         settings={
             "layer": layer,
+            "per_unit": PSEUDO_VALUES,
             "per_fold": found.per_fold,
             "per_section": found.per_section,
             "constant_genes": {name: list(genes) for name, genes in found.constant.items()},

@@ -63,6 +63,12 @@ def check_beyond(settings: Config, columns: Sequence[str], represented: Sequence
             )
 
 
+def n_asked(settings: Config, targets: Sequence[Target]) -> dict[str, int]:
+    """Target -> confounds it is asked about: none of permuted labels and of nuisance columns."""
+    asked = 0 if settings["permute_labels"] else len(command_line.names(settings[ASKED]))
+    return {target.name: 0 if target.nuisance else asked for target in targets}
+
+
 def conditional_rows(
     settings: Config,
     benchmarks: Sequence[Benchmark],
@@ -73,6 +79,7 @@ def conditional_rows(
     workdir: Path,
     *,
     seed: int,
+    between: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Every encoder on every benchmark and target beyond every confound, and each beyond itself.
 
@@ -81,9 +88,10 @@ def conditional_rows(
     Args:
       folds: of each target, on rows of the tables.
       scores: of all representations; what is asked about are those of the layer validation chose.
+      between: called after every question, whose rows are then kept; may raise to stop there.
     """
     asked = command_line.names(settings[ASKED])
-    if not asked or settings["permute_labels"]:
+    if not any(n_asked(settings, targets).values()):
         return []
     count = table_of(NUCLEI) if COUNT in asked else None
     found: list[dict[str, Any]] = []
@@ -99,11 +107,15 @@ def conditional_rows(
                         about | {"representation": representation} | row
                         for row in ask.rows(table_of(representation), score, workdir)
                     ]
+                    between()
                 if mine:
-                    table = table_of(next(iter(mine)))
+                    score = next(iter(mine.values()))
+                    table = table_of(score.representation)
                     found += [
-                        about | {"representation": name} | row for row in ask.itself(table, workdir)
+                        about | {"representation": name} | row
+                        for row in ask.itself(table, score, workdir)
                     ]
+                    between()
                 print(f"{target.name}, {benchmark.name}: beyond {name}", file=sys.stderr)
     return found
 
@@ -127,9 +139,10 @@ class _Question:
         ask = functools.partial(beyond_probe, answers=answers)
         return self._kept(table, score.representation, scored, workdir, ask)
 
-    def itself(self, table: FeatureTable, workdir: Path) -> list[dict[str, Any]]:
+    def itself(self, table: FeatureTable, score: Score, workdir: Path) -> list[dict[str, Any]]:
         """Of the confound, on the rows of an encoder's table."""
-        return self._kept(table, "itself", [], workdir, beyond_itself)
+        ask = functools.partial(beyond_itself, answers=score.answers)
+        return self._kept(table, "itself", [score.answers is None], workdir, ask)
 
     def _kept(
         self,

@@ -12,6 +12,9 @@ import numpy as np
 from bioimg_jax import command_line
 from bioimg_jax.sources import sources_digest
 
+PLAIN = 150  # characters of a name that are read; file systems take 255 bytes
+DIGITS = 16  # of a digest
+
 
 def key_of(made_of: Any) -> str:
     """SHA-256 of plain JSON."""
@@ -40,12 +43,18 @@ def write_kept(path: Path, key: str, value: Any) -> None:
     command_line.write_json(path, {"key": key, "value": value})
 
 
+def file_name(name: str) -> str:
+    """Another one for every name, upper and lower case included: its plain part and a digest."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:PLAIN]
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:DIGITS]}"
+
+
 def kept(folder: Path, name: str, made_of: Any, make: Callable[[], Any]) -> Any:
     """What `make` returns, from disk if it was made of the same before, by the same code.
 
-    name: of the file, which may hold anything: columns of the metadata may be called like a path.
+    name: which may hold anything, as columns of the metadata may be called like a path.
     """
-    path = folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.json"
+    path = folder / f"{file_name(name)}.json"
     key = key_of([sources_digest("."), name, made_of])  # the whole package: who asks counts too
     value = read_kept(path, key)
     if value is None:

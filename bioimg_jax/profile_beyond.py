@@ -7,7 +7,7 @@ disk: a run that was stopped goes on with the next one.
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.beyond import beyond
 from bioimg_jax.benchmarks.confound import PERMUTATION, Confound, refused_row
-from bioimg_jax.benchmarks.protocols import Protocol, of_metadata
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, of_metadata
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from bioimg_jax.features.table import FeatureTable
@@ -45,7 +45,7 @@ def check_beyond(text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[s
 
 
 def conditional_rows(
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ProfileProtocol],
     aligned: Mapping[str, AlignedTable],
     tables: Mapping[str, FeatureTable],
     encoders: Sequence[str],
@@ -54,6 +54,7 @@ def conditional_rows(
     *,
     benchmark: str,
     seed: int,
+    between: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """What each encoder scores beyond each confound, and the confound beyond itself.
 
@@ -61,6 +62,7 @@ def conditional_rows(
 
     Args:
       aligned: by the alignment that `benchmark` names, of encoders and floors.
+      between: called after every question, whose rows are then kept; may raise to stop there.
     """
     floors = {name: table for name, table in aligned.items() if name not in encoders}
     first = next(iter(aligned.values()))
@@ -96,12 +98,13 @@ def conditional_rows(
                     for row in rows
                     if name in encoders or row["method"] in (PERMUTATION, None)
                 ]
+                between()
             print(f"{protocol.name} beyond {asked}", file=sys.stderr)
     return found
 
 
 def _rows(
-    protocol: Protocol,
+    protocol: ProfileProtocol,
     table: AlignedTable,
     confound: Confound,
     floor: AlignedTable,
@@ -115,9 +118,9 @@ def _rows(
         return [refused_row(None, error)]
 
 
-def identity_of(protocol: Protocol) -> list[Any]:
+def identity_of(protocol: ProfileProtocol) -> list[Any]:
     """What a protocol's scores depend on besides the table, as plain JSON."""
-    permuted = [protocol.permuted, protocol.blocks, protocol.within, protocol.once]
+    permuted = [protocol.permuted, protocol.blocks, protocol.within, protocol.once, protocol.only]
     target = dataclasses.asdict(protocol.target)
     return [dict(protocol.benchmark.identity), target, protocol.needs, permuted]
 

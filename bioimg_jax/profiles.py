@@ -33,11 +33,11 @@ from bioimg_jax.benchmarks.protocols import (
     GENE,
     PLATE,
     RULES,
-    Protocol,
+    ProfileProtocol,
     find_protocols,
     of_metadata,
 )
-from bioimg_jax.benchmarks.retrieval import Activity
+from bioimg_jax.benchmarks.retrieval import Activity, Consistency
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.benchmarks.screening import POSITIVE, Screening, screening, summaries
 from bioimg_jax.data.splits import has_value, unit_names
@@ -56,6 +56,7 @@ from bioimg_jax.results import about_run, publish
 from bioimg_jax.score_audit import JOINT, audit_of_scores
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.verdict import Verdict, judge
+from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
@@ -63,11 +64,13 @@ HELP = f"""{__doc__}
 NO_IMAGES = "there are no images behind a file of features"
 NAMES = (PLATE, BATCH, WELL, COMPOUND, CLASS, GENE, ARM)  # columns that are never numbers
 KINDS = (*ENCODERS, "untrained", "count", "pixels", "layout", "texture", "combined", "noise")
+ALL, ACTIVE = ASKED_OF = ("all", "active")  # `evaluate.consistency_of`
 Config = Mapping[str, Any]
 # Keys of the config and their types.
 SETTINGS: dict[str, type] = {
     "alignments": str, "align_by": str, "benchmarks": str, "pair_lists": str, "activities": str,
     "floors": str, "audit": str, "average": str, "permutations": int, "beyond": str,
+    "active_q": float, "least_replicates": int, "consistency_of": str,
     "beyond_permutations": int, "retrieval": dict, "nuisance": bool, "screening": bool,
     "delta": float,
 }  # fmt: skip
@@ -134,33 +137,42 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
     primary: dict[str, AlignedTable] = {}
     began, done, todo = time.monotonic(), 0, len(tables) * len(alignments)
-    for name, table in tables.items():
-        for words, alignment in alignments.items():
-            aligned = align(table, alignment, batch=settings["align_by"])
-            primary.setdefault(name, aligned)
-            facts[words][name] = aligned.facts
-            asker = _Asker(workdir, words, name, kinds[name], aligned, settings["align_by"], seed)
-            for protocol in protocols:
-                row, reason = asker.score(protocol)
-                if row is None:  # too few controls to hold any out, say
-                    not_run[f"{protocol.name} of {name}, {words}"] = reason
-                else:
-                    scores.append(Score.from_row(row))
-            if settings["nuisance"] and name in encoders:
-                rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
-                about = {"representation": name, "benchmark": words}
-                nuisance += [about | row for row in rows]
-                not_run |= absent
-            done += 1
-            left = int((time.monotonic() - began) / done * (todo - done))
-            print(f"{name}, {words} ({done}/{todo}) {left // 60}:{left % 60:02d} left",
-                  file=sys.stderr)  # fmt: skip
-    if not scores:
-        raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
-    conditional = conditional_rows(
-        protocols, primary, tables, encoders, settings, workdir, benchmark=next(iter(alignments)),
-        seed=seed,
-    )  # fmt: skip
+    with StopSignal() as stop:
+        if settings["consistency_of"] == ACTIVE:
+            protocols = _of_active(
+                protocols, audits, not_run, tables, kinds, alignments, settings, workdir, seed
+            )
+        for name, table in tables.items():
+            for words, alignment in alignments.items():
+                aligned = align(table, alignment, batch=settings["align_by"])
+                primary.setdefault(name, aligned)
+                facts[words][name] = aligned.facts
+                asker = _Asker(
+                    workdir, words, name, kinds[name], aligned, settings["align_by"], seed
+                )
+                for protocol in protocols:
+                    row, reason = asker.score(protocol)
+                    if row is None:  # too few controls to hold any out, say
+                        not_run[f"{protocol.name} of {name}, {words}"] = reason
+                    else:
+                        scores.append(Score.from_row(row))
+                    stop.leave()
+                if settings["nuisance"] and name in encoders:
+                    rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
+                    about = {"representation": name, "benchmark": words}
+                    nuisance += [about | row for row in rows]
+                    not_run |= absent
+                    stop.leave()
+                done += 1
+                left = int((time.monotonic() - began) / done * (todo - done))
+                print(f"{name}, {words} ({done}/{todo}) {left // 60}:{left % 60:02d} left",
+                      file=sys.stderr)  # fmt: skip
+        if not scores:
+            raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
+        conditional = conditional_rows(
+            protocols, primary, tables, encoders, settings, workdir,
+            benchmark=next(iter(alignments)), seed=seed, between=stop.leave,
+        )  # fmt: skip
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
     for name, reason in not_run.items():
@@ -211,7 +223,7 @@ class _Asker:
     align_by: str
     seed: int
 
-    def score(self, protocol: Protocol) -> tuple[dict[str, Any] | None, str]:
+    def score(self, protocol: ProfileProtocol) -> tuple[dict[str, Any] | None, str]:
         """`Score.to_row` of a protocol, or None and why there is none."""
 
         def make() -> list[Any]:
@@ -268,14 +280,22 @@ def _check_types(config: Config) -> None:
             fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
             if not fits or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{place}.{key}: {value!r}, expected {kind.__name__}")
-    for key in ("permutations", "beyond_permutations"):
-        if config["evaluate"][key] < 1:
-            raise InputError(f"evaluate.{key}: {config['evaluate'][key]}, expected 1 or more")
+    settings = config["evaluate"]
+    for key, least in (("permutations", 1), ("beyond_permutations", 1), ("least_replicates", 2)):
+        if settings[key] < least:
+            raise InputError(f"evaluate.{key}: {settings[key]}, expected {least} or more")
+    if not 0.0 < settings["active_q"] <= 1.0:
+        raise InputError(f"evaluate.active_q: {settings['active_q']}, expected 0 < q <= 1")
+    if settings["consistency_of"] not in ASKED_OF:
+        raise InputError(
+            f"evaluate.consistency_of: {settings['consistency_of']!r}, expected "
+            f"{' or '.join(ASKED_OF)}"
+        )
 
 
 def _protocols(
     settings: Config, table: FeatureTable, seed: int
-) -> tuple[list[Protocol], dict[str, dict[str, Any]], dict[str, str]]:
+) -> tuple[list[ProfileProtocol], dict[str, dict[str, Any]], dict[str, str]]:
     """Those that can be run, what the metadata alone score by each, and why others cannot."""
     protocols, not_run = find_protocols(
         settings["benchmarks"], list(table.obs.columns), settings, seed=seed
@@ -301,6 +321,47 @@ def _protocols(
     return protocols, audits, not_run
 
 
+def _of_active(
+    protocols: Sequence[ProfileProtocol],
+    audits: dict[str, dict[str, Any]],
+    not_run: dict[str, str],
+    tables: Mapping[str, FeatureTable],
+    kinds: Mapping[str, str],
+    alignments: Mapping[str, Alignment],
+    settings: Config,
+    workdir: Path,
+    seed: int,
+) -> list[ProfileProtocol]:
+    """With consistency asked of active treatments alone, and its audit made again of those.
+
+    One set for all tables, or each would answer a question of its own: what any of them, encoder or
+    floor, finds active after the first alignment.
+    """
+    by_name = {protocol.name: protocol for protocol in protocols}
+    activity, consistency = (by_name.get(of.name) for of in (Activity, Consistency))
+    if consistency is None:
+        return list(protocols)
+    words, alignment = next(iter(alignments.items()))
+    active: set[str] = set()
+    why = "the benchmark activity, which finds active treatments, is not run"
+    for name, table in tables.items():
+        if activity is None:
+            break
+        aligned = align(table, alignment, batch=settings["align_by"])
+        asker = _Asker(workdir, words, name, kinds[name], aligned, settings["align_by"], seed)
+        row, why = asker.score(activity)  # kept, and found again when its turn comes
+        active |= set(row["settings"]["active"]) if row is not None else set()
+    try:
+        if not active:
+            raise InputError(why or "no table finds any treatment active")
+        asked = dataclasses.replace(consistency, only=tuple(sorted(active)))
+        audits[asked.name] = _audit(asked, next(iter(tables.values())), settings, seed)
+    except InputError as error:
+        not_run[consistency.name] = str(error)
+        return [protocol for protocol in protocols if protocol is not consistency]
+    return [asked if protocol is consistency else protocol for protocol in protocols]
+
+
 def _numbers_and_ids(
     tables: Mapping[str, FeatureTable], kinds: Mapping[str, str], sources: Config
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -317,7 +378,7 @@ def _numbers_and_ids(
 
 
 def _screening(
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ProfileProtocol],
     aligned: Mapping[str, AlignedTable],
     encoders: list[str],
     settings: Config,
@@ -453,7 +514,9 @@ def _floors(
     return floors, omitted
 
 
-def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int) -> dict[str, Any]:
+def _audit(
+    protocol: ProfileProtocol, table: FeatureTable, settings: Config, seed: int
+) -> dict[str, Any]:
     """What columns of the metadata score by the protocol itself, each alone and all together.
 
     Raises `InputError` where wells and labels are none that the protocol can score.
@@ -477,7 +540,7 @@ def _audit(protocol: Protocol, table: FeatureTable, settings: Config, seed: int)
 
 def _judged(
     scores: Sequence[Score],
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ProfileProtocol],
     audits: Mapping[str, Mapping[str, Any]],
     floors: Sequence[str],
     omitted: Mapping[str, str],
@@ -508,7 +571,7 @@ def _judged(
 
 
 def _target_row(
-    protocol: Protocol, obs: pd.DataFrame, audited: Mapping[str, Any]
+    protocol: ProfileProtocol, obs: pd.DataFrame, audited: Mapping[str, Any]
 ) -> dict[str, Any]:
     wells = protocol.fold(obs).test
     return {

@@ -2,13 +2,10 @@
 
 import dataclasses
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -26,6 +23,7 @@ from bioimg_jax.logbook import Logbook, plain
 from bioimg_jax.mesh import Mesh
 from bioimg_jax.models import Encoder, build_encoder
 from bioimg_jax.objectives import Objective, build_objective
+from bioimg_jax.stop_signal import StopSignal
 from bioimg_jax.train_state import Start, StateFactory, TrainState, step_key
 
 Config = Mapping[str, Any]
@@ -335,31 +333,6 @@ def _read(unread: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, Any]:
                 "before it: lower optimizer.learning_rate or set optimizer.clip_norm"
             )
     return jax.device_get(unread[-1][1])
-
-
-class StopSignal:
-    """Notes SIGTERM and SIGINT, so that the loop can save before it leaves."""
-
-    def __enter__(self) -> "StopSignal":
-        self.received = False
-        self._previous: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def requested(self, step: int, checkpoints: Checkpoints) -> bool:
-        """The same answer on every process of a run."""
-        if jax.process_count() > 1:
-            return checkpoints.reached_preemption(step)
-        return self.received
 
 
 class _Meter:

@@ -72,8 +72,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "align_by": "plate",  # column whose values are brought together
                 "benchmarks": "nsc,nscb_deepprofiler,nscb_unidino,activity,consistency,"
                 "relationships,compound_gene,retrieval",
-                # Known pairs of genes: files of two columns, or lists of efaar_benchmarking
-                # (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that is installed.
+                # Known pairs of genes: files of two columns, whose first line has their names, or
+                # lists of efaar_benchmarking (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that
+                # is installed.
                 "pair_lists": "",
                 "activities": "",  # a file of compounds, genes and the concentration they act at
                 # Questions of the benchmark "retrieval", each by a name: which wells are a positive
@@ -97,6 +98,11 @@ def get_config() -> ml_collections.ConfigDict:
                 "audit": "batch,plate,well",
                 "average": "mean",  # of the wells of a treatment, or median
                 "permutations": 1_000,  # of labels: which treatments are active
+                "active_q": 0.05,  # an active treatment, or consistent class, has a smaller one
+                "least_replicates": 2,  # wells of a treatment whose activity is asked
+                # Treatments whose consistency is asked: all, or active, which are those that some
+                # table above, encoder or floor, finds active after the first alignment.
+                "consistency_of": "all",
                 "beyond": "count,batch",  # tables of one column, or columns: conditional scores
                 "beyond_permutations": 199,
                 "nuisance": True,  # what encoders know of plate, batch and well

@@ -1,7 +1,9 @@
 """Features of spots through HEST-Benchmark's protocol, from a folder to verdicts."""
 
 import json
+import os
 import runpy
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from bioimg_jax import expression
 from bioimg_jax.benchmarks.expression import OFFICIAL, make_experiment, score_expression
-from bioimg_jax.errors import InputError
+from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.features.hest import read_counts, read_task
 from bioimg_jax.features.table import write_table
 from tests import readme, tiny
@@ -122,6 +124,33 @@ def test_encoders_are_asked_beyond_position_and_total_counts(
             expression.evaluate_expression(
                 config(folder, tables(folder, tmp_path), **change), tmp_path / "other"
             )
+
+
+def test_a_signal_stops_between_questions_and_the_next_run_asks_the_others(
+    folder: HestFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(
+        folder, tables(folder, tmp_path), beyond="position,total_counts", beyond_permutations=9
+    )
+    whole = expression.evaluate_expression(given, tmp_path / "whole")["conditional"]
+    original, calls = expression.beyond_expression, []
+
+    def counted(*given: Any, **about: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **about)
+
+    monkeypatch.setattr(expression, "beyond_expression", counted)
+    workdir = tmp_path / "out"
+    with pytest.raises(Preempted, match="what is finished is kept"):
+        expression.evaluate_expression(given, workdir)
+    assert len(list((workdir / "beyond").iterdir())) == len(calls) == 1
+    assert expression.evaluate_expression(given, workdir)["conditional"] == whole
+    assert len(calls) == 2  # one encoder, two confounds
+    other = given | {"seed": 1}
+    expression.evaluate_expression(other, workdir)
+    assert len(calls) == 4  # of another seed they are asked again
 
 
 def test_one_patient_held_out_is_cannot_tell(folder: HestFolder, tmp_path: Path) -> None:

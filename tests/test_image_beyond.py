@@ -1,5 +1,9 @@
 """Scores of images beyond a confound: what is asked, kept on disk, and refused."""
 
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bioimg_jax import image_beyond
 from bioimg_jax.benchmarks.beyond_probe import Probed
 from bioimg_jax.benchmarks.confound import Confound
 from bioimg_jax.benchmarks.ridge import Ridge
 from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.budget import budget
+from bioimg_jax.candidates import Candidate
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import make_folds
-from bioimg_jax.errors import InputError
+from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.features.aggregate import aggregate
 from bioimg_jax.features.table import FeatureTable, read_table, write_table
-from bioimg_jax.image_beyond import check_beyond, conditional_rows
+from bioimg_jax.image_beyond import check_beyond, conditional_rows, n_asked
 from bioimg_jax.representations.nuclei import FEATURE_NAMES
+from bioimg_jax.stop_signal import StopSignal
 
 SETTINGS = {
     "beyond": "count,a b", "beyond_blocks": "", "beyond_permutations": 49, "permute_labels": False,
@@ -62,14 +70,20 @@ def scored(table: FeatureTable, target: Target, kind: str = "trained") -> Score:
     )[-1]  # fmt: skip
 
 
-def asked(folder: Path, held: dict[str, FeatureTable], **changes: Any) -> list[dict[str, Any]]:
+def asked(
+    folder: Path,
+    held: dict[str, FeatureTable],
+    between: Callable[[], None] = lambda: None,
+    **changes: Any,
+) -> list[dict[str, Any]]:
     targets = (TARGET, BY_WELL, NUISANCE)
     scores = [scored(held["encoder"], target) for target in targets]
     scores.append(scored(held["nuclei"], TARGET, kind="count"))
     folds = {target.name: make_folds(held["encoder"].obs, target) for target in targets}
     return conditional_rows(
-        SETTINGS | changes, [Ridge()], targets, folds, scores, held.__getitem__, folder, seed=0
-    )
+        SETTINGS | changes, [Ridge()], targets, folds, scores, held.__getitem__, folder, seed=0,
+        between=between,
+    )  # fmt: skip
 
 
 def test_encoders_are_asked_about_every_confound_and_target(tmp_path: Path) -> None:
@@ -146,6 +160,47 @@ def test_what_was_asked_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.M
     assert asked(tmp_path / "out", held) == before
     with pytest.raises(AssertionError, match="made again"):
         asked(tmp_path / "out", held, beyond_permutations=48)
+
+
+def test_a_signal_stops_between_questions_and_the_next_run_asks_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, folder = tables(tmp_path), tmp_path / "out"
+    whole = asked(tmp_path / "whole", held)
+    original, calls = image_beyond.beyond_probe, []
+
+    def counted(*given: Any, **about: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **about)
+
+    monkeypatch.setattr(image_beyond, "beyond_probe", counted)
+    with StopSignal() as stop, pytest.raises(Preempted, match="what is finished is kept"):
+        asked(folder, held, between=stop.leave)
+    assert len(calls) == 2 and len(list((folder / "beyond").iterdir())) == 3  # one is of itself
+    assert asked(folder, held) == whole
+    assert len(calls) == 4  # two targets, two confounds: none of them twice
+
+
+def test_the_budget_counts_the_probes_of_what_is_asked(tmp_path: Path) -> None:
+    target = dataclasses.replace(TARGET, name="other")
+    asked_of = n_asked(SETTINGS, (TARGET, target, NUISANCE))
+    assert asked_of == {"drug": 2, "other": 2, "plate": 0}
+    assert set(n_asked(SETTINGS | {"permute_labels": True}, (TARGET,)).values()) == {0}
+    held = tables(tmp_path)["encoder"]
+    folds = {"drug": make_folds(held.obs, TARGET)}  # five, of each of the two layers
+    candidate = Candidate(
+        name="encoder", kind="trained", seed=0, saw=None, make=lambda: None, layers=held.widths,
+        identity={},
+    )  # fmt: skip
+    said = [
+        budget([Ridge()], [candidate], folds, {"drug": 2}, n_images=240, crop_px=64, beyond=of)
+        for of in ({"drug": 0}, {"drug": 2})
+    ]
+    fits = Ridge().fits * 5
+    assert f"{2 * fits} probe fits" in said[0]
+    assert f"{(2 + 2 + 2) * fits} probe fits" in said[1]  # residuals and confounds
 
 
 def test_nothing_is_asked_of_permuted_labels_or_without_a_confound(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Files of features through the protocols: from a csv to verdicts, and what cannot be run."""
 
 import json
+import os
 import runpy
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bioimg_jax import profiles
+from bioimg_jax import profile_beyond, profiles
 from bioimg_jax.benchmarks.protocols import find_protocols
-from bioimg_jax.errors import InputError
+from bioimg_jax.errors import InputError, Preempted
 from tests import tiny
 
 CONFIG = tiny.ROOT / "configs" / "eval_profiles.py"
@@ -200,7 +202,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patched:
         for name in ("profiles.nuisance_rows", "profile_beyond.beyond"):
             patched.setattr(f"bioimg_jax.{name}", again)
-        patched.setattr("bioimg_jax.profiles.Protocol.score", _only_metadata(again))
+        patched.setattr("bioimg_jax.profiles.ProfileProtocol.score", _only_metadata(again))
         assert profiles.evaluate_profiles(settings, workdir) == before
     wells = pd.read_csv(path, keep_default_na=False)
     wells.loc[3, "f0"] += 1.0  # another table: nothing is used again
@@ -211,9 +213,92 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert count[0] == count[1]
 
 
+def test_consistency_of_active_treatments_is_of_one_set_for_all_tables(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=3.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    idle = [f"c{i:02d}" for i in range(12, COMPOUNDS)]  # one of each class does nothing
+    counted = {"c04", "c05", "c06", "c07"}
+    rng = np.random.default_rng(1)
+    features = [column for column in wells if column.startswith("f")]
+    for _, plate in wells.groupby("Metadata_plate"):
+        usual = plate.loc[plate["Metadata_compound"] == "DMSO", features].mean().to_numpy()
+        rows = plate.index[plate["Metadata_compound"].isin([*idle, *counted])]
+        wells.loc[rows, features] = usual + rng.normal(size=(len(rows), len(features)))
+    wells.loc[wells["Metadata_compound"].isin(counted), "Count"] = 400.0  # found by it alone
+    wells.to_csv(path, index=False)
+    given = config(path, alignments="centerscale_on_controls", permutations=999, beyond="count")
+    whole = profiles.evaluate_profiles(given, tmp_path / "all")
+    given["evaluate"]["consistency_of"] = "active"
+    found = profiles.evaluate_profiles(given, tmp_path / "active")
+    words = "centerscale_on_controls"
+    active = {
+        name: set(of(found, "activity", words, name)["settings"]["active"])
+        for name in ("encoder", "count")
+    }
+    assert active["count"] == counted and not active["encoder"] & counted
+    assert {"c00", "c01", "c02", "c03"} <= active["encoder"] and not active["encoder"] & set(idle)
+    union = set.union(*active.values())
+    for name in ("encoder", "count"):
+        mine, before = (of(results, "consistency", words, name) for results in (found, whole))
+        assert mine["settings"]["n_active_asked"] == len(union)
+        assert mine["settings"]["n_treatments"] == len(union) < before["settings"]["n_treatments"]
+        assert set(mine["per_unit"]) == union
+    target = next(row for row in found["targets"] if row["name"] == "consistency")
+    assert target["n_examples"] == len(union) * PLATES  # and so are its audit's
+    asked = [row["n"] for row in found["conditional"] if row["target"] == "consistency"]
+    assert asked and set(asked) == {len(union) * PLATES}
+    lone = config(path, alignments="none", benchmarks="nsc,consistency", consistency_of="active")
+    missing = profiles.evaluate_profiles(lone, tmp_path / "lone")["not_run"]["consistency"]
+    assert missing == "the benchmark activity, which finds active treatments, is not run"
+
+
+def test_treatments_of_few_replicates_are_counted_and_not_asked(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    few = (wells["Metadata_compound"] == "c03") & (wells["Metadata_plate"] > "P1")  # two are left
+    wells[~few].to_csv(path, index=False)
+    given = config(path, alignments="none", benchmarks="activity", least_replicates=3)
+    found = profiles.evaluate_profiles(given, tmp_path / "three")
+    row = of(found, "activity", "none", "encoder")
+    assert "c03" not in row["per_unit"] and row["n_units"] == COMPOUNDS - 1
+    assert row["settings"]["n_few_replicates"] == 1 and row["settings"]["least_replicates"] == 3
+    assert set(row["settings"]["n_excluded"].values()) == {0}
+    given["evaluate"]["least_replicates"] = 2
+    row = of(profiles.evaluate_profiles(given, tmp_path / "two"), "activity", "none", "encoder")
+    assert row["n_units"] == COMPOUNDS and row["settings"]["n_few_replicates"] == 0
+    given["evaluate"]["least_replicates"] = 5
+    with pytest.raises(InputError, match="no treatment has 5 wells, the least that"):
+        profiles.evaluate_profiles(given, tmp_path / "five")
+
+
+def test_a_signal_stops_between_rows_and_the_next_run_makes_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(
+        screen(tmp_path, signal=2.0), alignments="none", benchmarks="nsc,consistency",
+        beyond="count",
+    )  # fmt: skip
+    whole = profiles.evaluate_profiles(settings, tmp_path / "whole")
+    original, calls = profile_beyond.beyond, []
+
+    def counted(*given: Any, **about: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **about)
+
+    monkeypatch.setattr(profile_beyond, "beyond", counted)
+    workdir = tmp_path / "out"
+    with pytest.raises(Preempted, match="what is finished is kept"):
+        profiles.evaluate_profiles(settings, workdir)
+    assert len(list((workdir / "beyond").iterdir())) == len(calls) == 1
+    assert profiles.evaluate_profiles(settings, workdir) == whole
+    assert len(calls) == 4  # two protocols, of the encoder and of the count
+
+
 def _only_metadata(otherwise: Any) -> Any:
-    """`Protocol.score` for the audit, which is made anew every time, and `otherwise`."""
-    original = profiles.Protocol.score
+    """`ProfileProtocol.score` for the audit, which is made anew every time, and `otherwise`."""
+    original = profiles.ProfileProtocol.score
 
     def score(self: Any, table: Any, *, kind: str, **about: Any) -> Any:
         return (original if kind == "metadata" else otherwise)(self, table, kind=kind, **about)
@@ -229,6 +314,9 @@ def _only_metadata(otherwise: Any) -> Any:
         ({"evaluate": {"audit": "plte,wel"}}, "evaluate.audit: the metadata have no column plte"),
         ({"evaluate": {"permutations": "many"}}, "evaluate.permutations: 'many', expected int"),
         ({"evaluate": {"permutations": -1}}, "evaluate.permutations: -1, expected 1 or more"),
+        ({"evaluate": {"active_q": 0.0}}, "evaluate.active_q: 0.0, expected 0 < q <= 1"),
+        ({"evaluate": {"least_replicates": 1}}, "evaluate.least_replicates: 1, expected 2 or mo"),
+        ({"evaluate": {"consistency_of": "few"}}, "consistency_of: 'few', expected all or active"),
         ({"evaluate": {"delta": "x"}}, "evaluate.delta: 'x', expected float"),
         ({"evaluate": {"nuisance": 1}}, "evaluate.nuisance: 1, expected bool"),
         (

@@ -30,7 +30,7 @@ from bioimg_jax.benchmarks.confound import (
     conditional_row,
     rows_by_method,
 )
-from bioimg_jax.benchmarks.protocols import Protocol
+from bioimg_jax.benchmarks.protocols import ProfileProtocol
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
@@ -43,12 +43,13 @@ from bioimg_jax.statistics.conditional import (
     residualised,
 )
 from bioimg_jax.statistics.intervals import t_interval
+from bioimg_jax.statistics.parts import p_of_parts
 
 WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)  # half turns over all ranks
 
 
 def beyond(
-    protocol: Protocol,
+    protocol: ProfileProtocol,
     table: AlignedTable,
     confound: Confound,
     floor: AlignedTable,
@@ -60,8 +61,7 @@ def beyond(
 
     value: beyond the confound; of the residualised the score itself. observed: the score on the
     retained rows. alone: the mean under permutations, or the score of the floor. Of an alignment in
-    parts (`AlignedTable.parts`) the mean, with twice the mean p (Vovk & Wang, Biometrika 107,
-    2020).
+    parts (`AlignedTable.parts`) the mean, and the p of `p_of_parts`.
 
     Args:
       confound: of every row of the table.
@@ -100,7 +100,11 @@ class _Part:
 
     @classmethod
     def of(
-        cls, protocol: Protocol, table: AlignedTable, features: np.ndarray, negatives: np.ndarray
+        cls,
+        protocol: ProfileProtocol,
+        table: AlignedTable,
+        features: np.ndarray,
+        negatives: np.ndarray,
     ) -> "_Part":
         asked = protocol.fold(table.obs).test
         for column in protocol.permuted:
@@ -116,7 +120,7 @@ class _Part:
             obs = obs.assign(**named, **{CONTROL: negatives})
         return cls(features[asked], obs.iloc[asked].reset_index(drop=True), asked, table)
 
-    def overlap(self, protocol: Protocol, confound: Confound) -> Overlap:
+    def overlap(self, protocol: ProfileProtocol, confound: Confound) -> Overlap:
         known = np.all([has_value(self.obs[column]) for column in protocol.permuted], axis=0)
         labels = pd.Series(unit_names(self.obs, protocol.permuted), dtype=object).where(known)
         rows = np.array([f"row {row}" for row in self.asked], object)
@@ -134,7 +138,7 @@ class _Part:
         )
 
     def score(
-        self, protocol: Protocol, overlap: Overlap, labels: np.ndarray, features: np.ndarray
+        self, protocol: ProfileProtocol, overlap: Overlap, labels: np.ndarray, features: np.ndarray
     ) -> Score:
         """Of the retained rows with these labels, int [rows]."""
         obs = self.obs.copy()
@@ -158,7 +162,7 @@ class _Part:
 
 
 def _parts(
-    protocol: Protocol, table: AlignedTable, confound: Confound, floor: AlignedTable
+    protocol: ProfileProtocol, table: AlignedTable, confound: Confound, floor: AlignedTable
 ) -> Iterator[tuple[_Part, np.ndarray, Overlap]]:
     """Each part of the table, the floor's features of the same rows, and what overlaps there."""
     whole = CONTROL not in protocol.needs
@@ -174,7 +178,7 @@ def _parts(
 
 
 def _permuted(
-    protocol: Protocol, part: _Part, overlap: Overlap, permutations: int, seed: int
+    protocol: ProfileProtocol, part: _Part, overlap: Overlap, permutations: int, seed: int
 ) -> dict[str, Any]:
     # Of a draw the whole score is enough: the values of its units cost a score each.
     fast = protocol.with_settings(jackknife=False)
@@ -189,7 +193,9 @@ def _permuted(
     return conditional_row(PERMUTATION, found.value, found.interval, overlap, **about)
 
 
-def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap) -> dict[str, Any]:
+def _added(
+    protocol: ProfileProtocol, part: _Part, floor: np.ndarray, overlap: Overlap
+) -> dict[str, Any]:
     floor = _standardised(_waves(floor) if floor.shape[1] == 1 else floor)
     both = np.hstack([floor, _standardised(part.features)])
     joint, alone = (
@@ -207,7 +213,7 @@ def _added(protocol: Protocol, part: _Part, floor: np.ndarray, overlap: Overlap)
 
 
 def _residualised(
-    protocol: Protocol, part: _Part, confound: Confound, overlap: Overlap
+    protocol: ProfileProtocol, part: _Part, confound: Confound, overlap: Overlap
 ) -> dict[str, Any]:
     """Fitted on the retained rows, and taken from those beside them too, such as the compounds that
     genes are compared with: a row that lacks the confound counts as one with the mean of it."""
@@ -215,7 +221,7 @@ def _residualised(
     lacks = ~has_value(confound.values)[part.asked]
     columns[lacks] = columns[overlap.rows].mean(axis=0)
     left = residualised(part.features, columns, overlap.rows)
-    score = part.score(protocol, overlap, overlap.labels, left.features.astype(np.float32))
+    score = part.score(protocol, overlap, overlap.labels, left.features)
     about = {"observed": None, "alone": None, "p": None}
     return conditional_row(RESIDUALISED, score.value, score.interval, overlap, **about)
 
@@ -226,8 +232,8 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for key in ("value", "lower", "upper", "observed", "alone", "p"):
         values = [row[key] for row in rows]
         found[key] = None if None in values else float(np.mean(values))
-    if len(rows) > 1 and found["p"] is not None:
-        found["p"] = min(1.0, 2 * found["p"])
+    if found["p"] is not None:
+        found["p"] = float(p_of_parts(found["p"], len(rows)))
     return found
 
 

@@ -7,10 +7,14 @@ By HEST-Benchmark's own protocol, on the test spots that `find_overlap` leaves, 
    change places inside strata of the confound and inside their section. There is no p: neighbours
    are alike, so that spots are not exchangeable, and any smooth map would be "significant".
 2. added value: the regression on the components of the features and the columns of the confound
-   together, less the one on the columns alone, paired by unit. The joint fit cannot refuse the
-   features: a loss means nothing.
+   together, less the one on the columns alone, paired by unit. Training units that are held out in
+   turn say whether a fold takes the features at all; where a fold trains on a single section it has
+   to, and a loss means nothing.
 3. linear residualisation: the protocol on features without their linear fit on the columns, made on
    the training spots of each fold. Descriptive only.
+
+Features or a confound that say nothing, because they are the same everywhere or no numbers, and
+folds of which no test spots are left have no value, but the reason.
 """
 
 import dataclasses
@@ -31,10 +35,13 @@ from bioimg_jax.benchmarks.confound import (
 from bioimg_jax.benchmarks.expression import (
     Experiment,
     Expression,
+    joint_predictions,
     official_predictions,
     scored_predictions,
 )
 from bioimg_jax.data.splits import Fold
+from bioimg_jax.errors import InputError
+from bioimg_jax.probes.inputs import check_finite
 from bioimg_jax.statistics.conditional import (
     SET,
     Overlap,
@@ -81,8 +88,10 @@ def beyond_expression(
 ) -> list[dict[str, Any]]:
     """Rows of "method", `confound.COLUMNS` and "refused", why a method has none of them, else "".
 
-    value: beyond the confound; of the residualised the score itself. alone: the mean under
-    permutations, or the score of the columns.
+    value: beyond the confound, observed less alone; of the residualised the score itself. observed,
+    alone: scores of the retained spots, of all units together as the protocol has it: of the
+    predictions, of the mean permutation, or of the columns. The interval is of the units'
+    pseudo-values, whose mean is the score.
     """
     ask = _Question(features, experiment, confound)
     return rows_by_method(
@@ -120,10 +129,16 @@ class _Question:
 
     @functools.cached_property
     def overlap(self) -> Overlap:
-        """Among the test spots."""
+        """Among the test spots. `InputError` for features and columns that say nothing."""
         spots, strata = self.spots, self.confound.strata
+        for what, columns in (
+            ("feature", self.features),
+            (self.confound.name, self.confound.columns),
+        ):
+            self._check(what, columns)
         sections = self.experiment.sections[spots]
-        names = [f"{self.confound.name}_{i}" for i in range(strata.shape[1])]
+        name = self.confound.name
+        names = [name] if strata.shape[1] == 1 else [f"{name} {axis}" for axis in "xy"]
         size = len(spots) / len(np.unique(sections.astype(str)))
         bins = None if len(names) == 1 else max(2, int(math.sqrt(size / SET)))  # of each axis
         return find_overlap(
@@ -135,11 +150,33 @@ class _Question:
             within=pd.DataFrame({"section": sections}),
         )
 
+    def _check(self, what: str, columns: np.ndarray) -> None:
+        """`InputError` for columns [n, d] that are no numbers, or the same for all spots that some
+        fold trains on: it would predict the same everywhere, a score of 0 that nobody earned."""
+        n = len(self.experiment.sections)
+        if columns.ndim != 2 or len(columns) != n or not columns.shape[1]:
+            raise InputError(f"{what} {columns.shape}, expected [{n}, d]: a row a spot")
+        check_finite(columns, "spot", column=what)
+        for fold in self.experiment.folds:
+            mine = columns[fold.train]
+            if (mine == mine[0]).all():
+                raise InputError(
+                    f"every {what} is constant among the {len(mine)} training spots of fold "
+                    f"{fold.name!r}, expected one that varies"
+                )
+
     @functools.cached_property
     def tested(self) -> list[np.ndarray]:
         """Of each fold the retained test spots, positions among its test spots."""
         kept = self.spots[self.overlap.rows]
-        return [np.flatnonzero(np.isin(fold.test, kept)) for fold in self.experiment.folds]
+        found = [np.flatnonzero(np.isin(fold.test, kept)) for fold in self.experiment.folds]
+        for fold, mine in zip(self.experiment.folds, found, strict=True):
+            if len(mine) < 2:
+                raise InputError(
+                    f"fold {fold.name!r}: {len(mine)} of {len(fold.test)} test spots are left "
+                    f"beyond {self.confound.name}, expected 2 or more"
+                )
+        return found
 
     @functools.cached_property
     def folds(self) -> list[Fold]:
@@ -166,7 +203,11 @@ class _Question:
     def added(self) -> dict[str, Any]:
         columns = self.confound.columns
         alone = self._scored(self._predicted(columns), self.targets)
-        joint = self._scored(self._predicted(self.features, beside=columns), self.targets)
+        together = [
+            joint_predictions(self.features, columns, self.experiment, i)[mine]
+            for i, mine in enumerate(self.tested)
+        ]
+        joint = self._scored(together, self.targets)
         gain = np.array([joint.per_unit[unit] - alone.per_unit[unit] for unit in alone.per_unit])
         shared = train_overlap(self.experiment.folds)
         return self._row(
@@ -184,11 +225,9 @@ class _Question:
         interval = t_interval(values, train_overlap=train_overlap(self.experiment.folds))
         return self._row(RESIDUALISED, found.value, interval)
 
-    def _predicted(
-        self, features: np.ndarray, beside: np.ndarray | None = None
-    ) -> list[np.ndarray]:
+    def _predicted(self, features: np.ndarray) -> list[np.ndarray]:
         return [
-            official_predictions(features, self.experiment, i, beside)[mine]
+            official_predictions(features, self.experiment, i)[mine]
             for i, mine in enumerate(self.tested)
         ]
 

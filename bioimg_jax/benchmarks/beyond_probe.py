@@ -38,12 +38,12 @@ from bioimg_jax.statistics.conditional import (
     UnitScore,
     added_value,
     conditional_permutation,
+    counted,
     find_overlap,
     residualised,
     retained,
 )
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
-from bioimg_jax.statistics.unit_metric import unit_metric
 
 NO_ANSWERS = "the benchmark keeps no answers to its test rows"
 WELLS = (("plate", "well"), ("plate", "well", "site"))  # what labels are given to, by the field
@@ -138,11 +138,15 @@ def beyond_probe(
 
 
 def beyond_itself(
-    probed: Probed, confound: Confound, *, permutations: int, seed: int
+    probed: Probed, confound: Confound, *, answers: Answers | None, permutations: int, seed: int
 ) -> list[dict[str, Any]]:
-    """What the same probe of the confound alone scores beyond it: how coarse the strata are."""
+    """What the same probe of the confound alone scores beyond it: how coarse the strata are.
+
+    answers: of the benchmark to any table: where it kept none it would be run in vain.
+    """
 
     def row() -> dict[str, Any]:
+        _told(answers)
         known = np.flatnonzero(has_value(confound.values))
         alone = _in_memory(probed.table, np.nan_to_num(confound.columns), confound.name)
         folds = retained(probed.folds, known, confound.name)
@@ -159,7 +163,7 @@ def _permuted(
     overlap = probed.overlap(confound, rows)
     found = conditional_permutation(
         overlap,
-        _counted(_told(answers), rows[overlap.rows], overlap.names, probed),
+        _counted(_told(answers), rows[overlap.rows], overlap.labels, overlap.names, probed),
         n_permutations=permutations,
         train_overlap=train_overlap(probed.folds),
         seed=seed,
@@ -195,7 +199,7 @@ def _residualised(probed: Probed, answers: Answers | None, confound: Confound) -
     parts = []
     for fold, layer in zip(folds, _told(answers).layers, strict=True):
         left = residualised(probed.table.layer(layer), columns, fold.train)
-        table = _in_memory(probed.table, left.features.astype(np.float32), layer)
+        table = _in_memory(probed.table, left.features, layer)
         parts.append(_probed_again(dataclasses.replace(probed, table=table), [fold]))
     whole = Answers(
         rows=np.concatenate([part.rows for part in parts]),
@@ -208,8 +212,9 @@ def _residualised(probed: Probed, answers: Answers | None, confound: Confound) -
         layers=_told(answers).layers,
     )  # fmt: skip
     tested = np.isin(rows[overlap.rows], whole.rows)
-    score = _counted(whole, rows[overlap.rows][tested], overlap.names, probed)
-    values = np.array(list(score(overlap.labels[tested]).values()))
+    labels = overlap.labels[tested]
+    score = _counted(whole, rows[overlap.rows][tested], labels, overlap.names, probed)
+    values = np.array(list(score(labels).values()))
     interval = t_interval(values, train_overlap=train_overlap(folds))
     about = {"observed": None, "alone": None, "p": None}
     return conditional_row(RESIDUALISED, float(values.mean()), interval, overlap, **about)
@@ -230,25 +235,22 @@ def _probed_again(probed: Probed, folds: Sequence[Fold]) -> Answers:
     return _told(scores[-1].answers)
 
 
-def _counted(answers: Answers, rows: np.ndarray, names: Sequence[str], probed: Probed) -> UnitScore:
-    """Labels of the rows, int [m], positions in `names` -> the metric of each of their units.
+def _counted(
+    answers: Answers, rows: np.ndarray, labels: np.ndarray, names: Sequence[str], probed: Probed
+) -> UnitScore:
+    """`counted` of the rows, int [m], and their labels, int [m], positions in `names`.
 
     An answer that is no label of these rows is wrong, whatever the label.
     """
     place = np.full(len(probed.table.obs), -1)
     place[rows] = np.arange(len(rows))
     mine = place[answers.rows] >= 0
-    row, weights = place[answers.rows[mine]], answers.weights[mine]
     code = {name: i for i, name in enumerate(names)}
     answer = np.array([code.get(name, -1) for name in answers.classes])[answers.predictions[mine]]
-    units, unit_of = np.unique(probed.units[rows].astype(str), return_inverse=True)
-    metric = probed.target.metric
-
-    def score(labels: np.ndarray) -> dict[str, float]:
-        values = unit_metric(labels[row], answer, unit_of[row], metric, weights)
-        return {str(units[unit]): value for unit, value in values.items()}
-
-    return score
+    return counted(
+        labels, answer, probed.units[rows], metric=probed.target.metric,
+        row=place[answers.rows[mine]], weights=answers.weights[mine],
+    )  # fmt: skip
 
 
 def _in_memory(like: FeatureTable, features: np.ndarray, layer: str) -> MemoryTable:

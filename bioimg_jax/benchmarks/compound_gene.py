@@ -18,7 +18,7 @@ without a positive, or with too few others, is left out and counted.
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax.benchmarks.mean_profiles import check_rows, checked_names, mean_profiles
-from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark, profile_score
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, has_value
@@ -247,7 +247,7 @@ def compound_gene(
 
 
 @dataclasses.dataclass(frozen=True)
-class CompoundGene:
+class CompoundGene(ProfileBenchmark):
     """Mean average precision of the compounds' known genes, as a benchmark.
 
     gene, dose: columns of the gene that a well's perturbation hits, empty in wells of compounds,
@@ -260,24 +260,15 @@ class CompoundGene:
     seeds: int = SEEDS
     seed: int = 0
     name: str = "compound_gene"
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        about = {"known": self.known.digest, "seed": self.seed, "columns": [self.gene, self.dose]}
-        return {"name": self.name, **self._settings, **about}
+    def besides(self) -> dict[str, Any]:
+        return {"known": self.known.digest, "seed": self.seed, "columns": [self.gene, self.dose]}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"activities": len(self.known.genes), "seeds": self.seeds}
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every compound meets every gene; there are no more of them than wells."""
-        return 2 * len(fold.test) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -317,7 +308,7 @@ class CompoundGene:
                     about=about,
                     other_metrics={"auroc": float(ranked.auroc.mean())},
                     settings={
-                        **self._settings,
+                        **self.settings,
                         **{f"n_{part}": len(getattr(ranked, part)) for part in left_out},
                         "genes": ranked.genes,
                         "zero_profiles": ranked.zero_profiles,

@@ -13,8 +13,9 @@ over folds. `PROTOCOLS` has the variants, each with one thing changed.
   out of the mean and counted, for every representation alike. Where only the prediction is
   constant, nothing was predicted: r is 0, and that is counted too.
 * **Units.** The score is no mean over units (`Experiment.units`), so theirs are its jackknife
-  pseudo-values: what a unit's test spots are worth. The probes stay as they are, and a fold without
-  a test spot left is left out.
+  pseudo-values: what a unit's test spots are worth, moved to have the score as their mean, so that
+  a gain is the difference of two scores. The probes stay as they are, and a fold without a test
+  spot left is left out.
 * **Memory.** A standardised float64 copy of one fold's training rows.
 """
 
@@ -34,7 +35,7 @@ from bioimg_jax.errors import InputError
 from bioimg_jax.probes.inputs import check_finite
 from bioimg_jax.probes.ridge import ALPHAS, fit_ridge
 from bioimg_jax.statistics.intervals import MIN_UNITS
-from bioimg_jax.statistics.resampling import redrawn_units
+from bioimg_jax.statistics.resampling import centred_pseudo_values, redrawn_units
 
 COMPONENTS = 256
 STRENGTH = 100.0  # alpha = STRENGTH / (features of the ridge · genes)
@@ -47,7 +48,7 @@ NOTHING = 1e-20  # variance of a prediction, as a share of the counts', that pre
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Variant:
     """One way to score; the defaults are the benchmark's own."""
 
     components: int | None = COMPONENTS  # of the PCA, at most; None: no PCA
@@ -59,14 +60,14 @@ class Protocol:
 
 
 OFFICIAL = "official"
-PROTOCOLS: dict[str, Protocol] = {
-    OFFICIAL: Protocol(),
-    "no_pca": Protocol(components=None),
-    "pca_below_rows": Protocol(below_rows=True),
-    "chosen_alpha": Protocol(choose_alpha=True),
-    "training_genes": Protocol(choose_genes=True),
-    "size_factors": Protocol(size_factors=True),
-    "per_section": Protocol(per_section=True),
+PROTOCOLS: dict[str, Variant] = {
+    OFFICIAL: Variant(),
+    "no_pca": Variant(components=None),
+    "pca_below_rows": Variant(below_rows=True),
+    "chosen_alpha": Variant(choose_alpha=True),
+    "training_genes": Variant(choose_genes=True),
+    "size_factors": Variant(size_factors=True),
+    "per_section": Variant(per_section=True),
 }
 
 
@@ -112,7 +113,7 @@ class Experiment:
         order = np.lexsort((np.array(self.names), -variance))  # of equals by name
         return np.sort(order[: len(self.genes)])
 
-    def targets(self, protocol: Protocol, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def targets(self, protocol: Variant, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Columns of the genes [g], and log1p of train [n, g] and test counts [t, g]."""
         columns = self.training_genes[fold] if protocol.choose_genes else self.genes
         train, test = self.folds[fold].train, self.folds[fold].test
@@ -132,11 +133,11 @@ class Expression:
     """A representation scored by one protocol.
 
     value: the score; per_fold: its parts, but for folds in which no gene varies.
-    per_unit: pseudo-value of each test unit; the score itself where there is one unit only.
+    per_unit: pseudo-value of each test unit, whose mean is the score.
     per_gene: gene -> mean over the folds where it varies of r over all test spots.
     per_section: test section -> mean over its genes of r inside it; without sections in which no
       gene varies.
-    constant: fold, or fold/section for `Protocol.per_section` -> genes left out of the score.
+    constant: fold, or fold/section for `Variant.per_section` -> genes left out of the score.
     n_flat: predictions that are constant where the counts are not, scored 0.
     settings: fold -> "components" of the PCA (None: no PCA), "alpha", "genes".
     """
@@ -237,7 +238,7 @@ def make_experiment(
         matrix, names, place, np.asarray(matrix.sum(axis=1)), section, unit, tuple(folds)
     )
     for i, fold in enumerate(folds):
-        _, _, test = found.targets(Protocol(), i)
+        _, _, test = found.targets(Variant(), i)
         if (test == test[0]).all():
             raise InputError(f"fold {fold.name!r}: every gene is constant on the test side")
     return found
@@ -264,7 +265,7 @@ def _check_fold(fold: Fold, n: int, units: np.ndarray) -> None:
 def score_expression(
     features: np.ndarray,
     experiment: Experiment,
-    protocols: Mapping[str, Protocol] = PROTOCOLS,
+    protocols: Mapping[str, Variant] = PROTOCOLS,
 ) -> dict[str, Expression]:
     """Scores features [n, d] by every protocol that the experiment has (`undefined_protocols`).
 
@@ -300,22 +301,60 @@ def score_expression(
     }
 
 
-def official_predictions(
-    features: np.ndarray, experiment: Experiment, fold: int, beside: np.ndarray | None = None
-) -> np.ndarray:
-    """log1p of the listed genes of the fold's test spots by the benchmark's own protocol [t, g].
+def official_predictions(features: np.ndarray, experiment: Experiment, fold: int) -> np.ndarray:
+    """log1p of the listed genes of the fold's test spots by the benchmark's own protocol [t, g]."""
+    train, test = experiment.folds[fold].train, experiment.folds[fold].test
+    _, targets, _ = experiment.targets(Variant(), fold)
+    return _official(train, test, targets, features)
 
-    beside: columns [n, p] that the regression is given beside the components, standardised.
+
+def joint_predictions(
+    features: np.ndarray, columns: np.ndarray, experiment: Experiment, fold: int
+) -> np.ndarray:
+    """As `official_predictions`, by the components of the features and columns [n, p] together.
+
+    By the columns alone where those predict training units, held out in turn, at least as well.
+    (Sections where all are of one unit; with one section there is nothing to choose by, and both
+    are taken.)
     """
     train, test = experiment.folds[fold].train, experiment.folds[fold].test
-    protocol = Protocol()
-    x, new, _ = _Space(features, train, test, COMPONENTS).of(protocol)
+    _, targets, _ = experiment.targets(Variant(), fold)
+    groups = _inner_groups(experiment, train)
+    if groups is not None:
+        gain = 0.0
+        for group in range(groups.max() + 1):
+            held = groups == group
+            inner = (train[~held], train[held], targets[~held])
+            joint, alone = _official(*inner, features, columns), _official(*inner, columns)
+            gain += _mean_r(targets[held], joint) - _mean_r(targets[held], alone)
+        if gain <= 0.0:
+            return _official(train, test, targets, columns)
+    return _official(train, test, targets, features, columns)
+
+
+def _official(
+    train: np.ndarray,
+    other: np.ndarray,
+    targets: np.ndarray,
+    features: np.ndarray,
+    beside: np.ndarray | None = None,
+) -> np.ndarray:
+    """Predictions [t, g] of other rows, fitted to targets of training rows [n, g].
+
+    beside: columns that the regression is given beside the components, standardised.
+    """
+    x, new, _ = _Space(features, train, other, COMPONENTS).of(Variant())
     if beside is not None:
-        more, more_new, _ = _Space(beside, train, test, 0).of(Protocol(components=None))
+        more, more_new, _ = _Space(beside, train, other, 0).of(Variant(components=None))
         x, new = np.hstack([more, x]), np.hstack([more_new, new])
-    columns, targets, _ = experiment.targets(protocol, fold)
-    alpha = STRENGTH / (x.shape[1] * len(columns))
+    alpha = STRENGTH / (x.shape[1] * targets.shape[1])
     return fit_ridge(x, targets, alphas=(alpha,), intercept=False).predictions(new, 0)
+
+
+def _mean_r(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Over the genes that vary, 0 where none does."""
+    r, _ = _pearson(_moments(targets, predictions).sum(axis=0))
+    return float(np.nan_to_num(_mean(r)))
 
 
 def scored_predictions(
@@ -330,11 +369,11 @@ def scored_predictions(
         _FoldSums.of(fold, genes, targets[fold.test], of, experiment)
         for fold, of in zip(folds, predictions, strict=True)
     ]
-    return _summary(sums, [{} for _ in sums], Protocol())
+    return _summary(sums, [{} for _ in sums], Variant())
 
 
 def undefined_protocols(
-    experiment: Experiment, protocols: Mapping[str, Protocol] = PROTOCOLS
+    experiment: Experiment, protocols: Mapping[str, Variant] = PROTOCOLS
 ) -> dict[str, str]:
     """Protocols that these data do not have, with the reason; whatever the features."""
     return {
@@ -444,7 +483,7 @@ class _Space:
         self._other = scaler.transform(features[other].astype(np.float64))
         self._components = min(components, *self._train.shape)
 
-    def of(self, protocol: Protocol) -> tuple[np.ndarray, np.ndarray, int | None]:
+    def of(self, protocol: Variant) -> tuple[np.ndarray, np.ndarray, int | None]:
         """Training rows [n, k], other rows [t, k], and the number of components."""
         if protocol.components is None:
             return self._train, self._other, None
@@ -485,7 +524,7 @@ def _inner_groups(experiment: Experiment, rows: np.ndarray) -> np.ndarray | None
 def _choose_alpha(
     features: np.ndarray,
     experiment: Experiment,
-    protocol: Protocol,
+    protocol: Variant,
     fold: Fold,
     targets: np.ndarray,
 ) -> float | None:
@@ -501,8 +540,7 @@ def _choose_alpha(
         x, new, _ = space.of(protocol)
         probe = fit_ridge(x, targets[~held], alphas=ALPHAS, intercept=False)
         for i, predictions in enumerate(probe.predictions(new)):
-            r, _ = _pearson(_moments(targets[held], predictions).sum(axis=0))
-            scores[i] += np.nan_to_num(_mean(r))
+            scores[i] += _mean_r(targets[held], predictions)
     return probe.alphas[int(scores.argmax())]
 
 
@@ -611,7 +649,7 @@ def _values(
 
 
 def _summary(
-    folds: Sequence[_FoldSums], settings: Sequence[dict[str, Any]], protocol: Protocol
+    folds: Sequence[_FoldSums], settings: Sequence[dict[str, Any]], protocol: Variant
 ) -> Expression:
     folds = tuple(dataclasses.replace(fold, per_section=protocol.per_section) for fold in folds)
     units = sorted({unit for fold in folds for unit in fold.units})
@@ -620,10 +658,10 @@ def _summary(
     if np.isnan(value):
         raise InputError(f"no gene varies among the test spots of fold {folds[0].name!r}")
     per_unit = {units[0]: value}
-    if (g := len(units)) > 1:
-        without = _values(folds, units, 1.0 - np.eye(g), whole=True)
+    if len(units) > 1:
+        without = _values(folds, units, 1.0 - np.eye(len(units)), whole=True)
         # A unit without which no gene varies anywhere is all there is: nothing changes without it.
-        pseudo = g * value - (g - 1) * np.where(np.isnan(without), value, without)
+        pseudo = centred_pseudo_values(value, np.where(np.isnan(without), value, without))
         per_unit = dict(zip(units, pseudo.tolist(), strict=True))
     by_gene: dict[str, list[float]] = {}
     by_section: dict[str, list[float]] = {}

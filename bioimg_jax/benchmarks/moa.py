@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES, permute_labels
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
@@ -217,7 +218,7 @@ class Matches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moa:
+class Moa(ProfileBenchmark):
     """The share of treatments whose nearest neighbour is of their class; no probe, no folds.
 
     Scores the wells that some fold tests. The compound is the target's unit.
@@ -231,8 +232,7 @@ class Moa:
     treatment: tuple[str, ...] = ("compound", "dose")
     batch: tuple[str, ...] = ()
     jackknife: bool = True
-    tokens = False
-    fits = 1
+    metric = "accuracy"
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -249,11 +249,7 @@ class Moa:
         return NAMES[self.rule]
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings}
-
-    @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "rule": self.rule,
             "average": self.average,
@@ -262,15 +258,8 @@ class Moa:
             "constant_column_below": NARROW,
         }
 
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every treatment meets every other; there are no more of them than wells."""
-        return 2 * len(fold.test) ** 2 * width
-
     def check(self, target: Target) -> None:
-        if target.metric != "accuracy":
-            raise InputError(
-                f"target {target.name!r}: metric {target.metric!r}; {self.name} is an accuracy"
-            )
+        super().check(target)
         if target.aggregate:
             raise InputError(
                 f"target {target.name!r} aggregates over {'/'.join(target.aggregate)}; {self.name} "
@@ -303,7 +292,7 @@ class Moa:
             label=target.column,
             batch=self.batch,
         )
-        shared = {**self._settings, "per_unit": PSEUDO_VALUES}
+        shared = {**self.settings, "per_unit": PSEUDO_VALUES}
         if permute_labels_seed is not None:
             shared["permute_labels_seed"] = permute_labels_seed
             rng = np.random.default_rng(permute_labels_seed)

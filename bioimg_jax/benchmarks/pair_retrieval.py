@@ -9,15 +9,15 @@ own; a column of several labels, "a|b", makes one query of each of them.
 * **The label** is the first column of `pos_sameby`, or the one of several labels.
 * **p-values** of every label: "permuted" shuffles it among wells that agree in `within`, the other
   rules stay (`statistics/map_null.permutation_p`); "copairs" compares with random rankings, as
-  copairs does, which is too small a p where wells are alike for another reason (their plate). Of
-  two parts twice the mean is one (Vovk & Wang, Biometrika 107, 2020); q by Benjamini and Hochberg.
+  copairs does, which is too small a p where wells are alike for another reason (their plate). One
+  of two parts (`statistics/parts.py`); q by Benjamini and Hochberg.
 * **Value**: the mean over queries of (AP - E[AP]) / (1 - E[AP]), chance that of random rankings.
 * **Units.** Where controls are the negatives a unit's value is its own; else its wells are others'
   neighbours, and it is a pseudo-value of the score without them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
-from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark, profile_score
 from bioimg_jax.benchmarks.retrieval import ACTIVE, LEVEL, METRIC
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
@@ -37,6 +37,7 @@ from bioimg_jax.probes.average_precision import AveragePrecision, average_precis
 from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.statistics.map_null import permutation_p, ranking_p
 from bioimg_jax.statistics.neighbours import with_angles
+from bioimg_jax.statistics.parts import p_of_parts
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 PERMUTED, COPAIRS = "permuted", "copairs"
@@ -44,11 +45,12 @@ SEPARATOR = "|"  # of the labels of a cell
 
 
 @dataclasses.dataclass(frozen=True)
-class PairRetrieval:
+class PairRetrieval(ProfileBenchmark):
     """Mean normalised average precision of wells by these rules.
 
     null: `PERMUTED` or `COPAIRS`; permutations: of labels, or random rankings; 0 for no p-values.
     within: columns inside whose joint value labels are permuted.
+    active_q: a label of a smaller q is active.
     jackknife: without it units that are others' neighbours have no values.
 
     Raises:
@@ -61,10 +63,10 @@ class PairRetrieval:
     within: tuple[str, ...] = ()
     permutations: int = 1_000
     seed: int = 0
+    active_q: float = ACTIVE
     jackknife: bool = True
     name: str = "retrieval"
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     def __post_init__(self) -> None:
         rules = self.rules
@@ -92,11 +94,11 @@ class PairRetrieval:
         return CONTROL in self.rules.neg_diffby
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings, "seed": self.seed}
+    def besides(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         rules = {key: list(value) if isinstance(value, (tuple, list)) else value
                  for key, value in dataclasses.asdict(self.rules).items()}  # fmt: skip
         return {
@@ -104,14 +106,8 @@ class PairRetrieval:
             "null": self.null,
             "within": list(self.within),
             "permutations": self.permutations,
+            "active_q": self.active_q,
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every well meets every other."""
-        return 2 * len(fold.test) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -129,7 +125,7 @@ class PairRetrieval:
         units = unit_names(table.obs, target.unit)
         names, per_unit = self._per_unit(asked, scored, units, value)
         tests = self._tests(asked, scored)
-        n_active = int(np.sum(tests["q"] < ACTIVE))
+        n_active = int(np.sum(tests["q"] < self.active_q))
         some = len(tests) > 0
         excluded = pd.DataFrame([of.excluded for of in scored]).mean()
         return [
@@ -148,7 +144,7 @@ class PairRetrieval:
                     "fraction_p05": float(np.mean(tests["p"] <= LEVEL)) if some else None,
                 },
                 settings={
-                    **self._settings,
+                    **self.settings,
                     "parts": len(asked),
                     "n_queries": int(np.mean([len(of.queries) for of in scored])),
                     "n_excluded": {reason: int(number) for reason, number in excluded.items()},
@@ -187,8 +183,7 @@ class PairRetrieval:
         if not self.permutations:
             return pd.DataFrame({"p": [], "q": []})
         held = [part.p(of) for part, of in zip(asked, scored, strict=True)]
-        mean = pd.concat(held).groupby(level=0, sort=True).mean()
-        p = mean if len(held) == 1 else np.minimum(1.0, 2 * mean)
+        p = p_of_parts(pd.concat(held).groupby(level=0, sort=True).mean(), len(held))
         return pd.DataFrame({"p": p, "q": false_discovery_control(p)})
 
 

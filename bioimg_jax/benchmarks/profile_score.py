@@ -1,22 +1,54 @@
-"""The score of a protocol that fits nothing: no folds, no search, one value a unit."""
+"""Protocols on profiles, which fit nothing: no folds, no search, one value a unit."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
+from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics.intervals import t_interval
 
 
-def check_metric(benchmark: str, target: Target, metric: str) -> None:
-    """`InputError` for a target of another metric."""
-    if target.metric != metric:
-        raise InputError(
-            f"target {target.name!r}: metric {target.metric!r}; {benchmark} is {metric}"
-        )
+class ProfileBenchmark:
+    """What the benchmarks of profiles have alike, beside their `name` and `scores`.
+
+    metric: what they score. settings: what made a score, which it shows; besides: what else it
+    depends on. Both are plain JSON.
+    """
+
+    metric: ClassVar[str]
+    tokens = False
+    fits = 1
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @property
+    def besides(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"name": self.name, **self.settings, **self.besides}
+
+    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
+        """Every row meets every other: wells, or treatments, of which there are no more."""
+        return 2 * len(fold.test) ** 2 * width
+
+    def check(self, target: Target) -> None:
+        """`InputError` for a target of another metric."""
+        if target.metric != self.metric:
+            raise InputError(
+                f"target {target.name!r}: metric {target.metric!r}; {self.name} is {self.metric}"
+            )
 
 
 def profile_score(

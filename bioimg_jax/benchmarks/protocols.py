@@ -1,7 +1,7 @@
 """The field's protocols on profiles, by the names that a config gives them.
 
 Each reads columns of the metadata by fixed names; one whose column is not there is not run, and
-says which. `Protocol.target` is what a score is of: its unit, its label and its metric.
+says which. `ProfileProtocol.target` is what a score is of: its unit, its label and its metric.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from bioimg_jax.benchmarks.pair_retrieval import PairRetrieval
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.command_line import names
 from bioimg_jax.data.declaration import Target
-from bioimg_jax.data.splits import Fold, target_rows
+from bioimg_jax.data.splits import Fold, target_rows, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable, controls_of, unaligned
 from bioimg_jax.features.table import FeatureTable
@@ -34,13 +34,15 @@ KEY = "evaluate.benchmarks"
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class ProfileProtocol:
     """A benchmark of profiles and what it is asked.
 
     needs: the columns it reads.
     permuted, blocks, within, once: what a conditional score permutes (`benchmarks/beyond.py`): the
       joint value of these columns, among blocks (of rows each: none named), inside the joint value
       of these columns; once: each value is there in one block only, as the name of a gene is.
+    only: treatments, by the joint value of the benchmark's columns of one, that it is asked of,
+      and no others; None for all.
     """
 
     benchmark: Benchmark
@@ -50,12 +52,13 @@ class Protocol:
     blocks: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
     once: bool = False
+    only: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
         return self.benchmark.name
 
-    def with_settings(self, **changes: Any) -> "Protocol":
+    def with_settings(self, **changes: Any) -> "ProfileProtocol":
         """With other settings of its benchmark, of those that it has."""
         made: Any = self.benchmark
         known = {key: value for key, value in changes.items() if hasattr(made, key)}
@@ -65,9 +68,13 @@ class Protocol:
         """The wells it is about: those with a label that are no controls. There is no training."""
         wells = target_rows(obs, self.target)
         wells = wells[~controls_of(obs)[wells]]
+        if self.only is not None:
+            made: Any = self.benchmark
+            wells = wells[np.isin(unit_names(obs.iloc[wells], made.treatment), self.only)]
         if not len(wells):
             raise InputError(
                 f"{self.name}: no well that is no control has a {self.target.column!r}"
+                + ("" if self.only is None else f" and one of {len(self.only)} active treatments")
             )
         nobody = np.array([], np.int64)
         return Fold("all", nobody, nobody, wells, self.target.unit)
@@ -76,7 +83,8 @@ class Protocol:
         """Of an aligned table, which has one layer."""
         (score,) = self.benchmark.scores(
             table, [self.fold(table.obs)], self.target, representation=representation, kind=kind,
-            seed=seed, exposure="unknown" if kind in ENCODERS else "none", settings={},
+            seed=seed, exposure="unknown" if kind in ENCODERS else "none",
+            settings={} if self.only is None else {"n_active_asked": len(self.only)},
             permute_labels_seed=None,
         )  # fmt: skip
         return score
@@ -84,34 +92,39 @@ class Protocol:
 
 def find_protocols(
     text: str, columns: Sequence[str], options: Mapping[str, Any], *, seed: int
-) -> tuple[list[Protocol], dict[str, str]]:
+) -> tuple[list[ProfileProtocol], dict[str, str]]:
     """Those of "nsc,activity" whose columns are there, in their order; and why others are not run.
 
     columns: of the metadata. A treatment is a compound at a dose, where there is a column `DOSE`.
-    options: "average", "permutations", "pair_lists", "activities" and "retrieval" of the config.
+    options: "average", "permutations", "pair_lists", "activities" and "retrieval" of the config;
+      "active_q" and "least_replicates", by default as in `benchmarks/retrieval.py`.
     Raises `InputError` for a name that there is not, one given twice, or none at all.
     """
     treatment = (COMPOUND, DOSE) if DOSE in columns else (COMPOUND,)
     plate = (PLATE,) if PLATE in columns else ()
     average, permutations = options["average"], options["permutations"]
+    q = options.get("active_q", retrieval.ACTIVE)
+    replicates = options.get("least_replicates", retrieval.REPLICATES)
 
-    def moa(rule: str, *batch: str) -> list[Protocol]:
+    def moa(rule: str, *batch: str) -> list[ProfileProtocol]:
         benchmark = Moa(rule, average=average, treatment=treatment, batch=batch)
         target = _target(benchmark.name, CLASS, "accuracy", COMPOUND)
-        return [Protocol(benchmark, target, (COMPOUND, CLASS, *batch), (CLASS,), (COMPOUND,))]
+        return [
+            ProfileProtocol(benchmark, target, (COMPOUND, CLASS, *batch), (CLASS,), (COMPOUND,))
+        ]
 
-    def activity() -> list[Protocol]:
-        benchmark = retrieval.Activity(treatment, plate, permutations=permutations, seed=seed)
+    def activity() -> list[ProfileProtocol]:
+        benchmark = retrieval.Activity(treatment, plate, permutations, seed, q, replicates)
         target = _target(benchmark.name, COMPOUND, retrieval.METRIC, COMPOUND)
         permuted = (*treatment, CONTROL)
-        return [Protocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
+        return [ProfileProtocol(benchmark, target, (COMPOUND, CONTROL), permuted, within=plate)]
 
-    def consistency() -> list[Protocol]:
-        benchmark = retrieval.Consistency(treatment, average, permutations, seed)
+    def consistency() -> list[ProfileProtocol]:
+        benchmark = retrieval.Consistency(treatment, average, permutations, seed, active_q=q)
         target = _target(benchmark.name, CLASS, retrieval.METRIC, COMPOUND)
-        return [Protocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
+        return [ProfileProtocol(benchmark, target, (COMPOUND, CLASS), (CLASS,), (COMPOUND,))]
 
-    def recall() -> list[Protocol]:
+    def recall() -> list[ProfileProtocol]:
         found = []
         for source in names(options["pair_lists"]):
             is_file = Path(source).suffix in (".csv", ".tsv")
@@ -122,35 +135,35 @@ def find_protocols(
             )
             benchmark = relationships.Relationships(pairs, permutations, seed, ARM)
             target = _target(benchmark.name, GENE, relationships.METRIC, GENE)
-            found.append(Protocol(benchmark, target, (GENE,), (GENE,), (GENE,), once=True))
+            found.append(ProfileProtocol(benchmark, target, (GENE,), (GENE,), (GENE,), once=True))
         return found
 
-    def targets_of_compounds() -> list[Protocol]:
+    def targets_of_compounds() -> list[ProfileProtocol]:
         if not options["activities"]:
             return []
         known = compound_gene.read_activities(Path(options["activities"]))
         benchmark = compound_gene.CompoundGene(known, GENE, DOSE, seed=seed)
         target = _target(benchmark.name, COMPOUND, compound_gene.METRIC, COMPOUND)
         needs = (COMPOUND, GENE, DOSE)
-        return [Protocol(benchmark, target, needs, (GENE,), (GENE,), once=True)]
+        return [ProfileProtocol(benchmark, target, needs, (GENE,), (GENE,), once=True)]
 
-    def by_pair_rules() -> list[Protocol]:
+    def by_pair_rules() -> list[ProfileProtocol]:
         found = []
         for name, asked in sorted(options["retrieval"].items()):
             own = {key: tuple(names(asked[key])) for key in RULES}
             benchmark = PairRetrieval(
                 PairRules(**own, multilabel=asked["multilabel"] or None), asked["null"],
-                tuple(names(asked["within"])), permutations, seed, name=f"retrieval_{name}",
+                tuple(names(asked["within"])), permutations, seed, q, name=f"retrieval_{name}",
             )  # fmt: skip
             label, unit = benchmark.label, asked["unit"]
             target = _target(benchmark.name, label, retrieval.METRIC, unit)
             needs = tuple(dict.fromkeys((*benchmark.rules.columns, unit, *benchmark.within)))
             moved = (label, CONTROL) if benchmark.of_controls else (label,)
             blocks = () if unit == label else (unit,)
-            found.append(Protocol(benchmark, target, needs, moved, blocks, benchmark.within))
+            found.append(ProfileProtocol(benchmark, target, needs, moved, blocks, benchmark.within))
         return found
 
-    makers: dict[str, Callable[[], list[Protocol]]] = {
+    makers: dict[str, Callable[[], list[ProfileProtocol]]] = {
         "nsc": lambda: moa(NSC),
         "nscb_deepprofiler": lambda: moa(DEEPPROFILER, BATCH),
         "nscb_unidino": lambda: moa(UNIDINO, BATCH),

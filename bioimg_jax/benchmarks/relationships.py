@@ -37,7 +37,7 @@ import pandas as pd
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.mean_profiles import check_rows, checked_names, mean_profiles
-from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark, profile_score
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold
@@ -64,6 +64,8 @@ class PairList:
 
     names: object [m, 2]; rows: how many were read, `duplicates` (in either order) and `self_pairs`
     of which are left out.
+    first_line: of a file of two columns that are not called as in `HEADERS`: where both are genes
+    of a map it is a pair, which would be lost, and the map refuses the file.
     """
 
     source: str
@@ -71,6 +73,7 @@ class PairList:
     rows: int
     duplicates: int
     self_pairs: int
+    first_line: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -129,8 +132,8 @@ class Recall:
 def read_pairs(path: Path, *, source: str = "", columns: tuple[str, str] | None = None) -> PairList:
     """The pairs of a CSV file (`.tsv`: by tabs) with the names of genes in two columns.
 
-    columns: what they are called; by default one of `HEADERS`, and nothing else may be there: a
-    file without a header would lose a pair. source: the file's stem by default.
+    columns: what they are called; by default there are two and no others, whatever they are called
+    (`PairList.first_line`). source: the file's stem by default.
 
     Raises:
       InputError: a file that cannot be read, without these columns, with an empty name, or without
@@ -144,11 +147,11 @@ def read_pairs(path: Path, *, source: str = "", columns: tuple[str, str] | None 
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     table.columns = table.columns.str.strip()
     if columns is None:
-        if tuple(table.columns) not in HEADERS:
+        if len(table.columns) != 2:
             expected = " or ".join(",".join(header) for header in HEADERS)
             raise InputError(
-                f"{path}: the first line is {','.join(table.columns)!r}, expected {expected}, or "
-                "the names of two columns to be given"
+                f"{path}: the first line is {','.join(table.columns)!r}, expected two columns such "
+                f"as {expected}, or the names of two columns to be given"
             )
         columns = (table.columns[0], table.columns[1])
     for column in columns:
@@ -158,7 +161,9 @@ def read_pairs(path: Path, *, source: str = "", columns: tuple[str, str] | None 
     if (blank := np.argwhere(names.to_numpy() == "")).size:
         row, column = blank[0]
         raise InputError(f"{path}: row {row + 1} has no {columns[column]}")
-    return pair_list(source or path.stem, names.to_numpy(object), where=f"{path}: ")
+    found = pair_list(source or path.stem, names.to_numpy(object), where=f"{path}: ")
+    first_line = () if columns in HEADERS else columns
+    return dataclasses.replace(found, first_line=first_line)
 
 
 def installed_pairs(source: str) -> PairList:
@@ -261,7 +266,7 @@ def known_relationships(
 
 
 @dataclasses.dataclass(frozen=True)
-class Relationships:
+class Relationships(ProfileBenchmark):
     """Recall of one list of known pairs, as a benchmark; its unit is the gene.
 
     arm: column of the chromosome arms, for the audit; "" for none.
@@ -271,32 +276,24 @@ class Relationships:
     permutations: int = 1_000
     seed: int = 0
     arm: str = ""
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
     def name(self) -> str:
         return f"recall_{self.pairs.source}"
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        about = {"pairs": self.pairs.digest, "seed": self.seed, "arm": self.arm}
-        return {"name": self.name, **self._settings, **about}
+    def besides(self) -> dict[str, Any]:
+        pairs = [self.pairs.digest, *self.pairs.first_line]
+        return {"pairs": pairs, "seed": self.seed, "arm": self.arm}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "percentiles": list(PERCENTILES),
             "permutations": self.permutations,
             "pairs_listed": len(self.pairs.names),
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every gene meets every other."""
-        return float(n_classes) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -316,7 +313,7 @@ class Relationships:
                 raise InputError(f"{self.name}: one gene is in every pair, so that nothing is left")
             counted = ("genes", "zero_profiles", "pairs", "tied", "unknown_genes", "unknown_pairs",
                        "duplicates", "self_pairs")  # fmt: skip
-            settings = {**self._settings, **{name: getattr(recall, name) for name in counted}}
+            settings = {**self.settings, **{name: getattr(recall, name) for name in counted}}
             if recall.arms is not None:
                 audited = dataclasses.asdict(recall.arms)
                 settings["arms"] = {k: v for k, v in audited.items() if k != "per_unit"}
@@ -360,6 +357,12 @@ class _Known:
 
     @classmethod
     def of(cls, listed: PairList, names: np.ndarray) -> "_Known":
+        if listed.first_line and set(listed.first_line) <= set(names):
+            line = ",".join(listed.first_line)
+            raise InputError(
+                f"the first line of {listed.source!r} is {line!r}, which are genes of the map; "
+                f"expected names of the columns, such as {','.join(HEADERS[0])}"
+            )
         index = pd.Index(names).get_indexer(listed.names.ravel()).reshape(-1, 2)
         unknown = np.unique(listed.names[index < 0].astype(str))
         index = index[(index >= 0).all(axis=1)]

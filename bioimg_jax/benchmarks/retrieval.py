@@ -19,13 +19,12 @@ different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
   for consistency its treatments are others' neighbours, so it is a pseudo-value of the whole score
   without them.
 * **Which treatments are active**: p-values by permuted labels within plates
-  (`statistics/map_null.py`). Of two parts twice the mean of the p-values is one (Vovk & Wang,
-  Biometrika 107, 2020); q by Benjamini and Hochberg. **Which classes are consistent**: the same by
-  classes permuted among compounds.
+  (`statistics/map_null.py`), one of two parts (`statistics/parts.py`); q by Benjamini and Hochberg.
+  **Which classes are consistent**: the same by classes permuted among compounds.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from scipy.stats import false_discovery_control
 
 from bioimg_jax.benchmarks.classification import PSEUDO_VALUES
 from bioimg_jax.benchmarks.moa import Treatments
-from bioimg_jax.benchmarks.profile_score import check_metric, profile_score
+from bioimg_jax.benchmarks.profile_score import ProfileBenchmark, profile_score
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, unit_names
@@ -45,9 +44,11 @@ from bioimg_jax.probes.average_precision import average_precision, chance
 from bioimg_jax.probes.pairs import PairRules
 from bioimg_jax.statistics.map_null import permutation_p
 from bioimg_jax.statistics.neighbours import unit_rows, with_angles
+from bioimg_jax.statistics.parts import p_of_parts
 from bioimg_jax.statistics.resampling import centred_pseudo_values
 
 ACTIVE = 0.05  # q below it
+REPLICATES = 2  # of a treatment: one has no other to be found
 LEVEL = 0.05  # of a p-value by itself: its share where no treatment does anything
 METRIC = "normalised_map"
 DIGITS = 9  # of a cosine, beyond which two are equal
@@ -55,41 +56,39 @@ GROUP, TREATED = "treatment", "treated"  # columns that pairs are made by
 
 
 @dataclasses.dataclass(frozen=True)
-class Activity:
+class Activity(ProfileBenchmark):
     """Mean normalised average precision of replicates against controls.
 
     treatment: columns whose joint value is one. plate: replicates are ranked among the controls of
     their own plate, and labels are permuted inside it; without it among all controls.
     permutations: 0 for no p-values, and then no treatment is tested, and chance is that of random
     rankings.
+    active_q: a treatment of a smaller q is active. least_replicates: wells a treatment has to have;
+    those of others are not there, and the treatments are counted ("n_few_replicates").
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
     plate: tuple[str, ...] = ()
     permutations: int = 1_000
     seed: int = 0
+    active_q: float = ACTIVE
+    least_replicates: int = REPLICATES
     name: str = "activity"
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings, "seed": self.seed}
+    def besides(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "treatment": list(self.treatment),
             "plate": list(self.plate),
             "permutations": self.permutations,
+            "active_q": self.active_q,
+            "least_replicates": self.least_replicates,
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every well meets every other."""
-        return 2 * len(fold.test) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -99,10 +98,20 @@ class Activity:
         if not isinstance(table, AlignedTable):
             raise InputError(f"{self.name} needs a table with controls, by `features.aligned`")
         wells = np.unique(np.concatenate([fold.test for fold in folds]))
-        found = [self._part(table.obs, wells, *part) for part in table.parts()]
+        asked = pd.Series(unit_names(table.obs.iloc[wells], self.treatment))
+        size = asked.groupby(asked).transform("size").to_numpy()
+        enough = size >= self.least_replicates
+        if not enough.any():
+            raise InputError(
+                f"{self.name}: no treatment has {self.least_replicates} wells, the least that "
+                "evaluate.least_replicates asks for"
+            )
+        wells = wells[enough]
+        parts = [self._part(table.obs, wells, *part) for part in table.parts()]
+        found, excluded = ([part[side] for part in parts] for side in (0, 1))
         by_treatment = pd.concat(found).groupby(level=0, sort=True)
-        mean, p = by_treatment[METRIC].mean(), by_treatment["p"].mean()
-        p = p if len(found) == 1 else np.minimum(1.0, 2 * p)
+        mean = by_treatment[METRIC].mean()
+        p = p_of_parts(by_treatment["p"].mean(), len(found))
         tested = p.notna().to_numpy()
         q = np.full(len(p), np.nan)
         if tested.any():
@@ -111,7 +120,7 @@ class Activity:
         units = pd.Series(unit_names(table.obs.iloc[wells], target.unit), index=names)
         of_unit = units[~units.index.duplicated()].reindex(mean.index)
         per_unit = mean.groupby(of_unit.to_numpy()).mean()
-        n_active = int(np.sum(q < ACTIVE))
+        active = mean.index[q < self.active_q].tolist()
         return [
             profile_score(
                 self.name,
@@ -124,16 +133,19 @@ class Activity:
                 about=about,
                 other_metrics={
                     "map": float(by_treatment["map"].mean().mean()),
-                    "fraction_active": n_active / max(int(tested.sum()), 1),
+                    "fraction_active": len(active) / max(int(tested.sum()), 1),
                     "fraction_p05": float(np.mean(p[tested] <= LEVEL)) if tested.any() else None,
                 },
                 settings={
-                    **self._settings,
+                    **self.settings,
                     "parts": len(found),
                     "n_treatments": len(mean),
                     "n_tested": int(tested.sum()),
-                    "n_active": n_active,
-                    "n_single_replicate": len(set(names)) - len(mean),
+                    "n_active": len(active),
+                    "active": active,
+                    "n_few_replicates": asked[~enough].nunique(),
+                    "n_without_value": len(set(names)) - len(mean),
+                    "n_excluded": pd.DataFrame(excluded).mean().astype(int).to_dict(),
                     "chance_by": "permuted labels" if self.permutations else "random rankings",
                 },
             )
@@ -141,8 +153,9 @@ class Activity:
 
     def _part(
         self, obs: pd.DataFrame, wells: np.ndarray, features: np.ndarray, negatives: np.ndarray
-    ) -> pd.DataFrame:
-        """Of every treatment with replicates: normalised mAP, mAP and p, by its name."""
+    ) -> tuple[pd.DataFrame, dict[str, int]]:
+        """Of every treatment with replicates: normalised mAP, mAP and p, by its name; and how many
+        wells have none of it, by reason."""
         if not negatives.any():
             raise InputError(f"{self.name}: no well is a control, expected some on every plate")
         rows = np.concatenate([wells, np.setdiff1d(np.flatnonzero(negatives), wells)])
@@ -159,7 +172,7 @@ class Activity:
         )
         found = of_query.groupby(GROUP).mean()
         if not self.permutations:
-            return found.assign(p=np.nan)
+            return found.assign(p=np.nan), scored.excluded
         test = permutation_p(
             wide, pairs, GROUP, controls=~treated, within=self.plate,
             neg_sameby=self.plate, permutations=self.permutations, seed=self.seed,
@@ -167,18 +180,18 @@ class Activity:
         p, null = (pd.Series(of, index=test.groups) for of in (test.p, test.null))
         null = null.reindex(found.index)
         above = (found["map"] - null) / (1.0 - null)
-        return found.assign(
-            **{METRIC: above.where(null.notna(), found[METRIC])}, p=p.reindex(found.index)
-        )
+        value = above.where(null.notna(), found[METRIC])
+        return found.assign(**{METRIC: value}, p=p.reindex(found.index)), scored.excluded
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency:
+class Consistency(ProfileBenchmark):
     """Mean normalised average precision of treatments that share a class, of other compounds.
 
     average: of the wells of a treatment, "median" or "mean".
     permutations: of classes among compounds, for the p of every class; 0 for none.
     jackknife: without it a score has no values of units, and takes a step instead of one a unit.
+    active_q: a class of a smaller q is consistent.
     """
 
     treatment: tuple[str, ...] = ("compound", "dose")
@@ -186,28 +199,22 @@ class Consistency:
     permutations: int = 0
     seed: int = 0
     jackknife: bool = True
+    active_q: float = ACTIVE
     name: str = "consistency"
-    tokens = False
-    fits = 1
+    metric = METRIC
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"name": self.name, **self._settings, "seed": self.seed}
+    def besides(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "treatment": list(self.treatment),
             "average": self.average,
             "permutations": self.permutations,
+            "active_q": self.active_q,
         }
-
-    def operations(self, fold: Fold, width: int, n_classes: int) -> float:
-        """Every treatment meets every other, once without each compound."""
-        return 2 * len(fold.test) ** 2 * width
-
-    def check(self, target: Target) -> None:
-        check_metric(self.name, target, METRIC)
 
     def scores(
         self, table: FeatureTable, folds: Sequence[Fold], target: Target, **about: Any
@@ -234,7 +241,7 @@ class Consistency:
             p = np.array([])
             if self.permutations:
                 p = _class_p(profiles, treatments, self.permutations, self.seed)
-            n_consistent = int(np.sum(false_discovery_control(p) < ACTIVE)) if len(p) else 0
+            n_consistent = int(np.sum(false_discovery_control(p) < self.active_q)) if len(p) else 0
             found.append(
                 profile_score(
                     self.name,
@@ -250,7 +257,7 @@ class Consistency:
                         "fraction_consistent": n_consistent / len(p) if len(p) else None,
                     },
                     settings={
-                        **self._settings,
+                        **self.settings,
                         "per_unit": PSEUDO_VALUES,
                         "n_classes_tested": len(p),
                         "n_consistent": n_consistent,

@@ -6,6 +6,7 @@ wells that the alignment has not seen (`AlignedTable.parts`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,12 +18,14 @@ from bioimg_jax.benchmarks.hits import HitList, hit_list, hit_overlap
 from bioimg_jax.benchmarks.phenotype import TreatmentStrength, strength_test, well_strengths
 from bioimg_jax.benchmarks.plate_layout import PlateLayout, plate_layout, well_positions
 from bioimg_jax.benchmarks.plate_quality import MEASURES, plate_quality
-from bioimg_jax.benchmarks.protocols import COMPOUND, DOSE, PLATE, Protocol
+from bioimg_jax.benchmarks.protocols import COMPOUND, DOSE, PLATE, ProfileProtocol
 from bioimg_jax.benchmarks.replicate_consistency import replicate_consistency
 from bioimg_jax.benchmarks.replicate_curve import replicate_curve
+from bioimg_jax.benchmarks.retrieval import REPLICATES
 from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, WELL, AlignedTable, controls_of, unaligned
+from bioimg_jax.statistics.parts import p_of_parts
 
 POSITIVE = "positive_control"  # column
 CURVE_DRAWS = 5
@@ -44,7 +47,7 @@ def screening(
     tables: Mapping[str, AlignedTable],
     encoders: list[str],
     *,
-    activity: Protocol | None,
+    activity: ProfileProtocol | None,
     permutations: int,
     seed: int,
 ) -> Screening:
@@ -75,8 +78,12 @@ def screening(
         except InputError as error:
             missing[name] = str(error)
 
+    @functools.cache  # an alignment without each part of the controls, for three outputs
+    def strengths(key: str) -> np.ndarray:
+        return _strengths(tables[key])
+
     def layout(key: str, table: AlignedTable) -> Rows:
-        layouts[key] = _layout(table, treatment, seed)
+        layouts[key] = _layout(table, strengths(key), treatment, seed)
         return [_edge_row(layouts[key])]
 
     def hits(key: str, table: AlignedTable) -> Rows:
@@ -92,10 +99,13 @@ def screening(
         return _consistency(table, treatment, permutations, seed)
 
     controls = (PLATE, CONTROL)
-    run("plate_quality", (*controls, POSITIVE), lambda _, table: _quality(table))
+    run("plate_quality", (*controls, POSITIVE), lambda key, table: _quality(table, strengths(key)))
     run("plate_layout", (*controls, WELL), layout)
     run("hits", (*controls, COMPOUND), hits)
-    run("dose_response", (*controls, COMPOUND, DOSE), lambda _, table: _doses(table, seed))
+    run(
+        "dose_response", (*controls, COMPOUND, DOSE),
+        lambda key, table: _doses(table, strengths(key), seed),
+    )  # fmt: skip
     run("replicate_consistency", (*controls, COMPOUND), consistency)
     run("replicate_curve", (*controls, WELL, COMPOUND), curve)
     try:
@@ -162,9 +172,10 @@ def _strengths(table: AlignedTable) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _quality(table: AlignedTable) -> Rows:
+def _quality(table: AlignedTable, values: np.ndarray) -> Rows:
+    """values: `_strengths` of the table, as in `_layout` and `_doses`."""
     obs = table.obs
-    values, negative = _strengths(table), controls_of(obs)
+    negative = controls_of(obs)
     positive = obs[POSITIVE].to_numpy(bool)
     measured = ~np.isnan(values)
     found = plate_quality(values, obs[PLATE], positive & measured, negative & measured)
@@ -180,8 +191,9 @@ def _quality(table: AlignedTable) -> Rows:
     ]  # fmt: skip
 
 
-def _layout(table: AlignedTable, treatment: list[str], seed: int) -> PlateLayout:
-    values = _strengths(table)
+def _layout(
+    table: AlignedTable, values: np.ndarray, treatment: list[str], seed: int
+) -> PlateLayout:
     there = np.flatnonzero(~np.isnan(values))
     obs = table.obs.iloc[there]
     rows, columns = well_positions(obs[WELL])
@@ -197,7 +209,7 @@ def _edge_row(found: PlateLayout) -> dict[str, Any]:
 
 
 def _hits(table: AlignedTable, treatment: list[str], seed: int) -> tuple[Rows, HitList]:
-    """Of two parts the mean strength and twice the mean p."""
+    """Of two parts the mean strength and the p of both."""
     controls = controls_of(table.obs)
     treated = ~controls & has_value(table.obs[COMPOUND])
     by_part: list[dict[str, TreatmentStrength]] = []
@@ -215,9 +227,8 @@ def _hits(table: AlignedTable, treatment: list[str], seed: int) -> tuple[Rows, H
     p, least, strength, n_wells = {}, {}, {}, {}
     for name in names:
         ones = [part[name] for part in by_part]
-        twice = 1 if n == 1 else 2
-        p[name] = min(1.0, twice * float(np.mean([one.p for one in ones])))
-        least[name] = min(1.0, twice * float(np.mean([one.smallest_p for one in ones])))
+        p[name] = float(p_of_parts(np.mean([one.p for one in ones]), n))
+        least[name] = float(p_of_parts(np.mean([one.smallest_p for one in ones]), n))
         strength[name] = float(np.mean([one.strength for one in ones]))
         n_wells[name] = ones[0].n_wells
     found = hit_list(p, smallest=least)
@@ -241,8 +252,7 @@ def _overlap_row(encoder: str, floor: str, here: HitList, there: HitList) -> dic
             "fisher_p": found.fisher_p}  # fmt: skip
 
 
-def _doses(table: AlignedTable, seed: int) -> Rows:
-    values = _strengths(table)
+def _doses(table: AlignedTable, values: np.ndarray, seed: int) -> Rows:
     obs = table.obs
     wells = np.flatnonzero(~np.isnan(values) & ~controls_of(obs) & has_value(obs[COMPOUND]))
     mine = obs.iloc[wells]
@@ -261,7 +271,7 @@ def _doses(table: AlignedTable, seed: int) -> Rows:
 
 
 def _consistency(table: AlignedTable, treatment: list[str], permutations: int, seed: int) -> Rows:
-    """Of two parts the mean of the values, and twice the mean of the p-values."""
+    """Of two parts the mean of the values, and the p-values of both."""
     controls = controls_of(table.obs)
     treated = ~controls & has_value(table.obs[COMPOUND])
     parts: list[pd.DataFrame] = []
@@ -292,20 +302,19 @@ def _consistency(table: AlignedTable, treatment: list[str], permutations: int, s
     # Of treatments that every part can test: one of a single part would be of other controls.
     mean = pd.concat(parts).drop(index=sorted(alone), errors="ignore")
     mean = mean.groupby(level=0, sort=True).mean()
-    if len(parts) > 1:
-        for column in ("cosine_p", "energy_p"):
-            mean[column] = np.minimum(1.0, 2 * mean[column])
+    for column in ("cosine_p", "energy_p"):
+        mean[column] = p_of_parts(mean[column], len(parts))
     rows = [row | {"why_not": ""} for row in mean.reset_index().to_dict("records")]
     blank = dict.fromkeys(rows[0]) if rows else {}
     why = "fewer than two replicates beside controls"
     return rows + [blank | {"treatment": name, "why_not": why} for name in sorted(alone)]
 
 
-def _curve(table: AlignedTable, activity: Protocol, treatment: list[str], seed: int) -> Rows:
+def _curve(table: AlignedTable, activity: ProfileProtocol, treatment: list[str], seed: int) -> Rows:
     """Activity of the treatments that have two replicates, with 2, 3 ... of each."""
     obs = table.obs
     asked = np.flatnonzero(controls_of(obs) | has_value(obs[COMPOUND]))
-    fast = activity.with_settings(permutations=0)
+    fast = activity.with_settings(permutations=0, least_replicates=REPLICATES)
     features = list(table.parts())
 
     def statistic(rows: np.ndarray) -> float:

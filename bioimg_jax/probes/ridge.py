@@ -19,8 +19,8 @@ Another alpha is a diagonal and a product with the targets.
 All of it is float64 in NumPy, whatever the features are. XᵀX squares the condition number: in
 float32 every eigenvalue is wrong by 1e-7 of the largest, which on a usual spectrum is more than the
 smaller alphas; in float64 by 1e-16, so alpha = 1e-10 of the largest still has six digits. It is
-cheap: a product n d² and one small decomposition, once. Rows are converted in blocks, so no second
-copy of X is made.
+cheap: a product n d² and one small decomposition, once. X is converted in blocks, of rows or, where
+there are more features than rows, of features, so no second copy of it is made.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ from bioimg_jax.probes.inputs import check_finite
 
 # Strengths on the mean loss from 1e-4 to 10 for 100 to 100,000 standardised rows.
 ALPHAS: tuple[float, ...] = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
-ROWS = 4096  # rows converted to float64 at a time
+ROWS = 4096  # rows converted to float64 at a time, fewer where they are long
+BLOCK = 1 << 22  # numbers converted at a time, 32 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +91,13 @@ def fit_ridge(
     alphas = tuple(sorted((float(a) for a in alphas), reverse=True))
     n, d = features.shape
     mean = np.zeros(d)
-    if intercept:
-        mean = sum((part.sum(axis=0) for _, part in _float64(features)), mean) / n
     offset = targets.mean(axis=0) if intercept else np.zeros(targets.shape[1])
     targets = targets - offset
     penalties = np.asarray(alphas)[:, None, None]
 
     if n >= d:
+        if intercept:
+            mean = sum((part.sum(axis=0) for _, part in _float64(features)), mean) / n
         gram, right = np.zeros((d, d)), np.zeros((d, targets.shape[1]))
         for rows, part in _float64(features, mean):
             gram += part.T @ part
@@ -105,10 +106,18 @@ def fit_ridge(
         rotated = basis.T @ right  # [d, m]
         weights = basis @ (rotated / (eigenvalues[:, None] + penalties))  # [a, d, m]
     else:
-        centred = np.concatenate([part for _, part in _float64(features, mean)])
-        eigenvalues, basis = _decompose(centred @ centred.T)
+        gram = np.zeros((n, n))
+        for columns, part in _columns_float64(features):
+            if intercept:
+                mean[columns] = part.mean(axis=0)
+            part -= mean[columns]
+            gram += part @ part.T
+        eigenvalues, basis = _decompose(gram)
         rotated = basis.T @ targets  # [n, m]
-        weights = (centred.T @ basis) @ (rotated / (eigenvalues[:, None] + penalties))
+        dual = basis @ (rotated / (eigenvalues[:, None] + penalties))  # [a, n, m]
+        weights = np.empty((len(alphas), d, targets.shape[1]))
+        for columns, part in _columns_float64(features):
+            weights[:, columns] = (part - mean[columns]).T @ dual
     weights = weights.transpose(0, 2, 1)  # [a, m, d]
     return RidgeProbe(alphas, weights, offset - weights @ mean)
 
@@ -123,10 +132,19 @@ def _float64(
     features: np.ndarray, mean: np.ndarray | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of rows as float64, less their mean."""
-    for first in range(0, len(features), ROWS):
-        rows = slice(first, first + ROWS)
+    step = min(ROWS, max(1, BLOCK // max(features.shape[1], 1)))
+    for first in range(0, len(features), step):
+        rows = slice(first, first + step)
         part = features[rows].astype(np.float64)
         yield rows, part if mean is None else part - mean
+
+
+def _columns_float64(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of columns as float64."""
+    step = max(1, BLOCK // len(features))
+    for first in range(0, features.shape[1], step):
+        columns = slice(first, first + step)
+        yield columns, features[:, columns].astype(np.float64)
 
 
 def _check(features: np.ndarray, targets: np.ndarray, alphas: Sequence[float]) -> None:

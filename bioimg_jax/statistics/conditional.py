@@ -31,7 +31,7 @@ from bioimg_jax.probes.linear import moments, standardise
 from bioimg_jax.probes.ridge import ALPHAS, fit_ridge
 from bioimg_jax.statistics.intervals import MIN_UNITS, t_interval, train_overlap
 from bioimg_jax.statistics.resampling import Paired, n_resamples
-from bioimg_jax.statistics.unit_metric import METRICS, unit_metric, unit_r2
+from bioimg_jax.statistics.unit_metric import METRICS, by_pseudo_values, unit_metric, unit_r2
 
 N_PERMUTATIONS = 999
 # Blocks of a quantile bin from where there are more than 20 such bins. Predictions from nothing but
@@ -44,6 +44,7 @@ MOST = 10**9  # distinct permutations are counted up to here
 LENGTHS = (1.0, 0.3, 0.1)  # of the kernels, in root mean square distances of the training rows
 WAVES = 128  # random Fourier features of a kernel
 GONE = 1e-6  # share of a feature's spread and mean that rounding in float32 may leave of it
+BLOCK = 1 << 22  # float64 at a time, 32 MiB
 WEIGHTS = (0.0, 0.1, 1.0, 10.0)  # of the encoder's kernel beside the floor's
 DESCRIPTIVE = "descriptive only: what is not linear in the confound is still in the features"
 
@@ -314,27 +315,54 @@ def answers(
         if len(side) != overlap.n:
             raise InputError(f"conditional score: {len(side)} {what} for {overlap.n} labels")
     _checked_metric(overlap, metric)
-    answer = np.asarray(predictions)[overlap.rows]
-    unit, names = pd.factorize(np.asarray(units, object)[overlap.rows].astype(str), sort=True)
+    answer, unit = np.asarray(predictions)[overlap.rows], np.asarray(units, object)[overlap.rows]
     if metric == "r2":
         answer = answer.astype(np.float64)
         check_finite(answer[:, None], "prediction", column="column")
-    else:
-        answer = answer.astype(str).astype(object)
-        code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
-        if (code < 0).all():  # 0.0 for 0, say
-            raise InputError(
-                f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
-                f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
-            )
-        answer = code
-    constant = np.full(len(answer), overlap.labels.mean())
+        constant = np.full(len(answer), overlap.labels.mean())
+        names, position = np.unique(unit.astype(str), return_inverse=True)
+
+        def score(labels: np.ndarray) -> dict[str, float]:
+            values = unit_r2(labels, answer, constant, position)
+            return {str(names[u]): value for u, value in values.items()}
+
+        return score
+    answer = answer.astype(str).astype(object)
+    code = pd.Index(overlap.names, dtype=object).get_indexer(pd.Index(answer))
+    if (code < 0).all():  # 0.0 for 0, say
+        raise InputError(
+            f"conditional score: no prediction is a label; row {overlap.rows[0]} has "
+            f"{answer[0]!r}, expected one like {overlap.names[0]!r}"
+        )
+    return counted(overlap.labels, code, unit, metric=metric)
+
+
+def counted(
+    labels: np.ndarray,
+    answer: np.ndarray,
+    units: np.ndarray,
+    *,
+    metric: str,
+    row: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> UnitScore:
+    """The `score` of answers that stay: labels of the rows, int [m] -> the metric of each unit.
+
+    Every draw is counted as the labels that were given are: by pseudo-values if some unit lacks a
+    class of theirs, inside units if none does, whatever classes a draw leaves a unit.
+
+    Args:
+      labels: int [m], those that were given. units: [m], by name.
+      answer: int [a], the class of each answer; row: int [a], which of the m rows it is to, by
+        default one to each; weights: float [a], as `unit_metric`.
+    """
+    row = np.arange(len(labels)) if row is None else row
+    names, position = np.unique(units.astype(str), return_inverse=True)
+    unit = position[row]
+    pseudo = by_pseudo_values(labels[row], unit, metric)
 
     def score(labels: np.ndarray) -> dict[str, float]:
-        if metric == "r2":
-            values = unit_r2(labels, answer, constant, unit)
-        else:
-            values = unit_metric(labels, answer, unit, metric)
+        values = unit_metric(labels[row], answer, unit, metric, weights, pseudo=pseudo)
         return {str(names[u]): value for u, value in values.items()}
 
     return score
@@ -458,8 +486,7 @@ def added_value(
                 f"{fold.name!r} beyond {overlap.confound}"
             )
         rows = np.concatenate([fold.train, fold.validation, fold.test])
-        floor_rows, encoder_rows = (side[rows].astype(np.float64) for side in (floor, mine))
-        kernels = _kernels(floor_rows, encoder_rows, len(train), seed)
+        kernels = _kernels(floor[rows], mine[rows], len(train), seed)
         answer, settings = _answered(*kernels, goal[train], goal[validation])
         answered.append(answer)
         constant.append(np.full(len(test), goal[train].mean()))
@@ -495,7 +522,8 @@ def added_value(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Residuals:
-    """features: float64 [n, d]; removed: the share of the training rows' variance that left."""
+    """features: [n, d], float64 of float64 and else float32; removed: the share of the training
+    rows' variance that left."""
 
     features: np.ndarray
     removed: float
@@ -528,18 +556,25 @@ def residualised(features: np.ndarray, confound: np.ndarray, train: np.ndarray) 
             f"residuals: {len(train)} training rows for {confound.shape[1]} columns of the "
             f"confound, expected {confound.shape[1] + 2} or more"
         )
-    x, z = features.astype(np.float64), confound.astype(np.float64)
-    mean, centre = x[train].mean(axis=0), z[train].mean(axis=0)
-    spread = z[train].std(axis=0)
+    z = confound.astype(np.float64)
+    centre, spread = z[train].mean(axis=0), z[train].std(axis=0)
     z = (z - centre) / np.where(spread > 1e-12 * np.abs(centre), spread, np.inf)
-    slopes = np.linalg.lstsq(z[train], x[train] - mean, rcond=None)[0]
-    left = x - mean - z @ slopes
-    # What is only rounding is nothing: it is a function of the confound, and probes standardise it.
-    gone = left[train].std(axis=0) <= GONE * (x[train].std(axis=0) + np.abs(mean))
-    left[:, gone] = 0.0
-    total = np.square(x[train] - mean).sum()
-    removed = 1.0 - np.square(left[train]).sum() / total if total else 0.0
-    return Residuals(left, float(removed))
+    inverse = np.linalg.pinv(z[train], rcond=np.finfo(float).eps * max(z[train].shape))
+    left = np.empty(features.shape, np.float64 if features.dtype == np.float64 else np.float32)
+    kept = total = 0.0
+    step = max(1, BLOCK // len(features))
+    for first in range(0, features.shape[1], step):  # float64 of some columns at a time
+        x = features[:, first : first + step].astype(np.float64)
+        mean, sd = x[train].mean(axis=0), x[train].std(axis=0)
+        x -= mean
+        total += np.square(x[train]).sum()
+        x -= z @ (inverse @ x[train])
+        # What is only rounding is nothing: it is a function of the confound, and probes
+        # standardise it.
+        x[:, x[train].std(axis=0) <= GONE * (sd + np.abs(mean))] = 0.0
+        kept += np.square(x[train]).sum()
+        left[:, first : first + step] = x
+    return Residuals(left, float(1.0 - kept / total) if total else 0.0)
 
 
 def _checked_metric(overlap: Overlap, metric: str) -> str:
@@ -592,6 +627,8 @@ def _binned(values: np.ndarray, group: np.ndarray, bins: int | None) -> np.ndarr
     found = np.zeros(len(values), int)
     for name in np.unique(group):
         here = np.flatnonzero(group == name)
+        if np.ptp(values[here]) == 0.0:
+            continue  # one bin, of which pandas makes none
         few = max(2, min(QUANTILE_BINS, len(here) // COMPANY))
         number = bins or max(few, len(here) // SET)
         found[here] = pd.qcut(values[here], number, labels=False, duplicates="drop")
@@ -632,41 +669,58 @@ def _answered(
     alone, beside: of training, validation and test rows in this order; train, validation: targets.
     """
     n_train, n_fitted = len(train), len(train) + len(validation)
+    both = np.empty((len(alone), alone.shape[1] + beside.shape[1]), np.float32)
+    both[:, : alone.shape[1]] = alone
     candidates = []  # (error, weight, alpha, predictions), the simplest first
     for weight in WEIGHTS:
-        x = np.hstack([alone, math.sqrt(weight) * beside]) if weight else alone
+        np.multiply(beside, np.float32(math.sqrt(weight)), out=both[:, alone.shape[1] :])
+        x = both if weight else alone
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
             probe = fit_ridge(x[:n_train], train, alphas=ALPHAS)
             predicted = probe.predictions(x[n_train:])  # [alphas, rows, targets]
         for alpha, of in zip(probe.alphas, predicted, strict=True):
             error = float(np.square(of[: len(validation)] - validation).mean())
             candidates.append((error, weight, alpha, of[n_fitted - n_train :]))
-    both = min(candidates, key=lambda candidate: candidate[0])  # of equals the first
+    joint = min(candidates, key=lambda candidate: candidate[0])  # of equals the first
     floor = min(candidates[: len(ALPHAS)], key=lambda candidate: candidate[0])
-    settings = {"floor_alpha": floor[2], "alpha": both[2], "weight": both[1]}
-    return np.stack([floor[3], both[3]]), settings
+    settings = {"floor_alpha": floor[2], "alpha": joint[2], "weight": joint[1]}
+    return np.stack([floor[3], joint[3]]), settings
 
 
 def _kernels(
     floor: np.ndarray, encoder: np.ndarray, n_train: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features whose products are k_floor and k_encoder + k_both, float64 [n, ...].
+    """Features whose products are k_floor and k_encoder + k_both, float32 [n, ...].
 
-    Each kernel is 1 on average at a row with itself, so that widths do not weigh.
+    Each kernel is 1 on average at a row with itself, so that widths do not weigh. Float32, because
+    an encoder's tokens are ten thousands of columns; the regression on them is float64 in blocks.
     """
     rng = np.random.default_rng(seed)
     scaled = []
     for side in (floor, encoder):
         mean, inverse = moments(side[:n_train], np.ones(n_train))
-        z = standardise(side, mean, inverse).astype(np.float64)
-        scaled.append(z / math.sqrt(max(int((inverse > 0).sum()), 1)))  # mean square distance 2
-    parts = [[z, *(_waves(z, length, rng) for length in LENGTHS)] for z in scaled]
-    alone, own = (np.hstack(of) / math.sqrt(len(of)) for of in parts)
-    return alone, np.hstack([own, _waves(np.hstack(scaled), math.sqrt(2.0), rng)])
+        z = standardise(side, mean, inverse)
+        z /= np.float32(math.sqrt(max(int((inverse > 0).sum()), 1)))  # mean square distance 2
+        scaled.append(z)
+    waves = [[_waves([z], length, rng) for length in LENGTHS] for z in scaled]
+    together = _waves(scaled, math.sqrt(2.0), rng)
+    for z in scaled:
+        z /= np.float32(math.sqrt(1 + len(LENGTHS)))
+    alone, own = (
+        [z, *(wave / np.float32(math.sqrt(1 + len(LENGTHS))) for wave in of)]
+        for z, of in zip(scaled, waves, strict=True)
+    )
+    return np.hstack(alone), np.hstack([*own, together])
 
 
-def _waves(z: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
-    """[n, WAVES] whose products tend to exp(-‖x - y‖² / (2 (√2 length)²))."""
-    frequencies = rng.normal(size=(z.shape[1], WAVES)) / (math.sqrt(2.0) * length)
-    phases = rng.uniform(0.0, 2.0 * math.pi, WAVES)
-    return math.sqrt(2.0 / WAVES) * np.cos(z @ frequencies + phases[None, :])
+def _waves(parts: Sequence[np.ndarray], length: float, rng: np.random.Generator) -> np.ndarray:
+    """Float32 [n, WAVES] whose products tend to exp(-‖x - y‖² / (2 (√2 length)²)).
+
+    parts: the columns of the rows x, float32, side by side.
+    """
+    phases = np.zeros((len(parts[0]), WAVES))
+    for z in parts:
+        frequencies = rng.normal(size=(z.shape[1], WAVES)) / (math.sqrt(2.0) * length)
+        phases += z @ frequencies.astype(np.float32)
+    phases += rng.uniform(0.0, 2.0 * math.pi, WAVES)[None, :]
+    return (math.sqrt(2.0 / WAVES) * np.cos(phases)).astype(np.float32)

@@ -17,6 +17,8 @@ def unit_metric(
     units: np.ndarray,
     metric: str,
     weights: np.ndarray | None = None,
+    *,
+    pseudo: bool | None = None,
 ) -> dict[int, float]:
     """The value of each unit, {unit: value} with units ascending, whose mean is the metric's.
 
@@ -26,17 +28,23 @@ def unit_metric(
 
     weights: float [n] > 0 of the answers, None for ones; a row that splits its vote is there once
     for each class it votes for.
+    pseudo: whether balanced accuracy is by pseudo-values, as other labels of the same rows have it;
+    None where these labels settle it.
     """
     names, counts, hits = counted_answers(labels, predictions, units, weights)
-    return dict(zip(names.tolist(), unit_values(hits, counts, metric).tolist(), strict=True))
+    values = unit_values(hits, counts, metric, pseudo=pseudo)
+    return dict(zip(names.tolist(), values.tolist(), strict=True))
 
 
-def unit_values(hits: np.ndarray, counts: np.ndarray, metric: str) -> np.ndarray:
+def unit_values(
+    hits: np.ndarray, counts: np.ndarray, metric: str, *, pseudo: bool | None = None
+) -> np.ndarray:
     """`unit_metric` [u] of the weights of right answers and of rows, by unit and class [u, c]."""
     if metric == "accuracy":
         return np.asarray(hits.sum(axis=1) / counts.sum(axis=1))
     g = len(counts)
-    if g == 1 or _complete(counts):
+    pseudo = not _complete(counts) if pseudo is None else pseudo
+    if g == 1 or not pseudo:
         return _mean_recall(hits, counts)
     whole = _mean_recall(hits.sum(axis=0), counts.sum(axis=0))
     without = _mean_recall(hits.sum(axis=0) - hits, counts.sum(axis=0) - counts)

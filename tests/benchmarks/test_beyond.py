@@ -8,13 +8,13 @@ import pytest
 
 from bioimg_jax.benchmarks.beyond import beyond
 from bioimg_jax.benchmarks.confound import ADDED, PERMUTATION, RESIDUALISED, Confound
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols, of_metadata
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, find_protocols, of_metadata
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
 from tests.benchmarks import screens
 
 
-def protocol(name: str, obs: pd.DataFrame, **options: str) -> Protocol:
+def protocol(name: str, obs: pd.DataFrame, **options: str) -> ProfileProtocol:
     found, missing = find_protocols(name, list(obs.columns), screens.OPTIONS | options, seed=0)
     assert not missing
     return found[0]

@@ -1,5 +1,6 @@
 """What is left of a probe's score beyond a confound: where it is all there is, and where not."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def asked(
     answers = scored(benchmark, table, target).answers
     rows = beyond_probe(probed, confound, answers=answers, permutations=99, seed=0)
     return {row["method"]: row for row in rows}
+
+
+class NeverRun(Ridge):
+    def scores(self, *_: Any, **__: Any) -> list[Score]:
+        raise AssertionError("it was run in vain")
 
 
 def of_count(table: MemoryTable) -> Confound:
@@ -144,6 +150,11 @@ def test_a_benchmark_that_keeps_no_answers_has_a_reason() -> None:
     assert [row["refused"] for row in rows] == [
         "the benchmark keeps no answers to its test rows"
     ] * 3
+    (itself,) = beyond_itself(
+        dataclasses.replace(probed, benchmark=NeverRun()), of_count(table), answers=None,
+        permutations=9, seed=0,
+    )  # fmt: skip
+    assert itself["refused"] == rows[0]["refused"] and itself["value"] is None
 
 
 def test_rows_without_the_confound_are_left_out_and_counted() -> None:
@@ -158,15 +169,18 @@ def test_the_confound_beyond_itself_shows_how_coarse_its_strata_are() -> None:
     table, count = screen(4, own=0.0, counted=0.0)
     folds = make_folds(table.obs, TARGET)
     probed = Probed(Knn(), table, folds, TARGET, label_blocks(table.obs, folds, TARGET)[1])
-    (row,) = beyond_itself(probed, of_count(table), permutations=99, seed=0)
+    answers = scored(Knn(), table).answers
+    (row,) = beyond_itself(probed, of_count(table), answers=answers, permutations=99, seed=0)
     assert row["observed"] > 0.6 and abs(row["value"]) < 0.08
     (lacking,) = beyond_itself(
-        probed, Confound("count", count.where(count > 60), True), permutations=9, seed=0
-    )
+        probed, Confound("count", count.where(count > 60), True), answers=answers,
+        permutations=9, seed=0,
+    )  # fmt: skip
     assert lacking["n_retained"] < row["n_retained"]
     (nothing,) = beyond_itself(
-        probed, Confound("count", count * np.nan, True), permutations=9, seed=0
-    )
+        probed, Confound("count", count * np.nan, True), answers=answers,
+        permutations=9, seed=0,
+    )  # fmt: skip
     assert nothing["value"] is None and "has no row left" in nothing["refused"]
 
 

@@ -18,7 +18,7 @@ from bioimg_jax.benchmarks.expression import (
     OFFICIAL,
     PROTOCOLS,
     Experiment,
-    Protocol,
+    Variant,
     audit_features,
     make_experiment,
     rank_agreement,
@@ -97,7 +97,7 @@ def screen(
 def fitted(
     x: np.ndarray,
     y: np.ndarray,
-    protocol: Protocol,
+    protocol: Variant,
     train: np.ndarray,
     other: np.ndarray,
     alpha: float | None,
@@ -119,7 +119,7 @@ def pearson(p: np.ndarray, y: np.ndarray) -> float:
     return float(stats.pearsonr(p, y)[0]) if np.ptp(y) > 0 else np.nan
 
 
-def plain(data: Screen, protocol: Protocol) -> dict[str, Any]:
+def plain(data: Screen, protocol: Variant) -> dict[str, Any]:
     """The protocol in loops: the score, and of each fold r [parts, genes], genes and alpha."""
     x, totals = data.features.astype(np.float64), data.counts.sum(axis=1)
     values = []
@@ -192,7 +192,7 @@ def test_every_variant_is_what_scikit_learn_says(name: str, d: int, spots: int) 
 
 def test_the_official_alpha_and_components() -> None:
     data = screen(300, spots=40, genes=25)
-    found = score_expression(data.features, data.experiment(), {OFFICIAL: Protocol()})[OFFICIAL]
+    found = score_expression(data.features, data.experiment(), {OFFICIAL: Variant()})[OFFICIAL]
     assert {(s["components"], s["alpha"]) for s in found.settings.values()} == {(256, 1 / 64)}
 
 
@@ -214,7 +214,7 @@ def leave_out(data: Screen, unit: str, per_section: bool) -> float:
         if not len(test):
             continue
         y = np.log1p(data.counts[:, [data.names.index(g) for g in data.genes]])
-        p = fitted(data.features.astype(np.float64), y, Protocol(), one.train, test, None)
+        p = fitted(data.features.astype(np.float64), y, Variant(), one.train, test, None)
         y = y[test]
         parts = [np.ones(len(test), bool)]
         if per_section:
@@ -230,13 +230,16 @@ def test_units_have_the_pseudo_values_of_the_whole_score(folds: int, variant: st
     data = screen(folds=folds)
     found = score_expression(data.features, data.experiment())[variant]
     assert sorted(found.per_unit) == [f"P{p}" for p in range(6)]
+    without = {unit: leave_out(data, unit, variant == "per_section") for unit in found.per_unit}
+    usual = np.mean(list(without.values()))
     for unit, value in found.per_unit.items():
-        without = leave_out(data, unit, variant == "per_section")
-        assert value == pytest.approx(6 * found.value - 5 * without, abs=1e-8)
+        assert value == pytest.approx(found.value + 5 * (usual - without[unit]), abs=1e-8)
+    assert np.mean(list(found.per_unit.values())) == pytest.approx(found.value)
     if folds == 6:  # then a unit's value is its fold's
         by_fold = dict(zip((f"P{p}" for p in range(6)), found.per_fold.values(), strict=True))
         assert found.per_unit == pytest.approx(by_fold)
-        assert np.mean(list(found.per_unit.values())) == pytest.approx(found.value)
+    elif variant == OFFICIAL:  # unmoved their mean is another number
+        assert abs(usual - found.value) > 1e-6
 
 
 def test_constant_genes_are_left_out_and_counted() -> None:

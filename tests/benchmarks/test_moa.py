@@ -397,7 +397,7 @@ def test_settings_that_are_none(options, message):
 
 
 def test_targets_that_it_cannot_score():
-    with pytest.raises(InputError, match="'balanced_accuracy'; nsc is an accuracy"):
+    with pytest.raises(InputError, match="'balanced_accuracy'; nsc is accuracy"):
         Moa().check(dataclasses.replace(MOA, metric="balanced_accuracy"))
     with pytest.raises(InputError, match="aggregates over compound/dose; nsc takes the wells"):
         Moa().check(dataclasses.replace(MOA, aggregate=("compound", "dose")))

@@ -8,7 +8,7 @@ import pytest
 
 from bioimg_jax.benchmarks.beyond import beyond
 from bioimg_jax.benchmarks.confound import Confound
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, find_protocols
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import AlignedTable
@@ -22,7 +22,7 @@ RULES = {
 }  # fmt: skip
 
 
-def protocol(obs: pd.DataFrame, permutations: int = 0, **changes: str) -> Protocol:
+def protocol(obs: pd.DataFrame, permutations: int = 0, **changes: str) -> ProfileProtocol:
     options = {"average": "mean", "permutations": permutations, "pair_lists": "",
                "activities": "", "retrieval": {"own": RULES | changes}}  # fmt: skip
     (found,), missing = find_protocols("retrieval", list(obs.columns), options, seed=0)
@@ -30,7 +30,7 @@ def protocol(obs: pd.DataFrame, permutations: int = 0, **changes: str) -> Protoc
     return found
 
 
-def score(asked: Protocol, table: AlignedTable) -> Score:
+def score(asked: ProfileProtocol, table: AlignedTable) -> Score:
     return asked.score(table, representation="x", kind="imported", seed=0)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bioimg_jax.benchmarks.ladder import cases
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols, of_metadata
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, find_protocols, of_metadata
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aligned import CONTROL, AlignedTable
 from bioimg_jax.statistics.verdict import ABOVE, judge
@@ -48,7 +48,7 @@ def obs_and_truth() -> tuple[pd.DataFrame, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def protocols(tmp_path_factory: pytest.TempPathFactory) -> list[Protocol]:
+def protocols(tmp_path_factory: pytest.TempPathFactory) -> list[ProfileProtocol]:
     folder: Path = tmp_path_factory.mktemp("lists")
     genes = [f"g{i:02d}" for i in range(GENES)]
     pairs = [f"{a},{b}" for i, a in enumerate(genes) for j, b in enumerate(genes[:i])
@@ -81,7 +81,7 @@ def representation(noise: float, *, signal: float = 1.0, seed: int = 0) -> Align
     return screens.table(features, obs)
 
 
-def test_more_signal_scores_more_and_none_is_at_chance(protocols: list[Protocol]) -> None:
+def test_more_signal_scores_more_and_none_is_at_chance(protocols: list[ProfileProtocol]) -> None:
     tables = {"clear": representation(0.5), "weak": representation(3.0),
               "noise": representation(1.0, signal=0.0)}  # fmt: skip
     for protocol in protocols:
@@ -98,7 +98,7 @@ def test_more_signal_scores_more_and_none_is_at_chance(protocols: list[Protocol]
         assert np.mean(list(noise.per_unit.values())) == pytest.approx(noise.value, abs=1e-9)
 
 
-def test_the_clear_one_is_above_noise_and_noise_is_not(protocols: list[Protocol]) -> None:
+def test_the_clear_one_is_above_noise_and_noise_is_not(protocols: list[ProfileProtocol]) -> None:
     for protocol in protocols:
         # Not so clear that every unit scores 1: differences without variance settle nothing.
         clear = representation(2.0 if protocol.name == "recall_known" else 1.0)
@@ -116,7 +116,7 @@ def test_the_clear_one_is_above_noise_and_noise_is_not(protocols: list[Protocol]
 
 
 def test_the_plate_as_a_representation_is_no_better_than_chance_where_plates_are_alike(
-    protocols: list[Protocol],
+    protocols: list[ProfileProtocol],
 ) -> None:
     obs, _ = obs_and_truth()
     held = of_metadata(screens.table(np.zeros((len(obs), 1)), obs), ["plate"])
@@ -128,7 +128,7 @@ def test_the_plate_as_a_representation_is_no_better_than_chance_where_plates_are
             assert score.value < 0.0
 
 
-def test_order_of_rows_changes_nothing(protocols: list[Protocol]) -> None:
+def test_order_of_rows_changes_nothing(protocols: list[ProfileProtocol]) -> None:
     table = representation(2.0)
     order = np.random.default_rng(5).permutation(len(table.obs))
     turned = screens.table(table.features[order], table.obs.iloc[order].reset_index(drop=True))
@@ -141,7 +141,7 @@ def test_order_of_rows_changes_nothing(protocols: list[Protocol]) -> None:
         assert first.per_unit == pytest.approx(second.per_unit, abs=1e-7), protocol.name
 
 
-def test_a_well_of_a_compound_and_a_gene_is_one_line(protocols: list[Protocol]) -> None:
+def test_a_well_of_a_compound_and_a_gene_is_one_line(protocols: list[ProfileProtocol]) -> None:
     table = representation(1.0)
     obs = table.obs.copy()
     obs.loc[0, "gene"] = "g00"
@@ -150,7 +150,7 @@ def test_a_well_of_a_compound_and_a_gene_is_one_line(protocols: list[Protocol]) 
         protocol.score(screens.table(table.features, obs), representation="", kind="", seed=0)
 
 
-def test_a_gene_on_two_arms_is_one_line(protocols: list[Protocol]) -> None:
+def test_a_gene_on_two_arms_is_one_line(protocols: list[ProfileProtocol]) -> None:
     table = representation(1.0)
     arms = [f"{i % 5}p" for i in range(len(table.obs))]
     held = screens.table(table.features, table.obs.assign(chromosome_arm=arms))

@@ -245,10 +245,28 @@ def test_a_file_of_pairs(tmp_path):
     assert read_pairs(tabs, columns=("to", "from"), source="mine").names.tolist() == [["A", "B"]]
 
 
+def test_any_two_columns_are_pairs_unless_their_names_are_genes_of_the_map(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("bait,prey\nG00,G01\nG02,G03\n")
+    features = np.random.default_rng(0).normal(size=(30, 8))
+    genes = np.array([f"G{i:02d}" for i in range(30)], object)
+    (found,) = known_relationships(features, genes, [read_pairs(path)], permutations=0)
+    assert found.pairs == 2 and found.unknown_pairs == 0 and found.source == "own"
+    path.write_text("G00,G01\nG02,G03\n")  # no names of columns: a pair would be lost
+    message = "first line of 'own' is 'G00,G01', which are genes of the map; expected names of the"
+    with pytest.raises(InputError, match=message):
+        known_relationships(features, genes, [read_pairs(path)], permutations=0)
+    path.write_text("X,Y\nG02,G03\n")  # of genes that are not there nothing is lost
+    (found,) = known_relationships(features, genes, [read_pairs(path)], permutations=0)
+    assert found.pairs == 1
+    path.write_text("gene1,gene2\nG02,G03\n")  # names of `HEADERS` are never genes
+    assert read_pairs(path).first_line == ()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("A,B\nC,D\n", r"first line is 'A,B', expected gene1,gene2 or entity1,entity2"),
+        ("A\nC\n", r"first line is 'A', expected two columns such as gene1,gene2 or entity1"),
         ("gene1,gene2,score\nA,B,1\n", "first line is 'gene1,gene2,score'"),
         ("gene1;gene2\nA;B\n", "first line is 'gene1;gene2'"),
         ("gene1,gene2\nA,B\nC,\n", "row 2 has no gene2"),

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bioimg_jax.benchmarks import screening as module
 from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.benchmarks.screening import POSITIVE, screening, summaries
 from bioimg_jax.features.aligned import AlignedTable
@@ -38,6 +39,20 @@ def found():
     obs = made["encoder"].obs
     (activity,), _ = find_protocols("activity", list(obs.columns), screens.OPTIONS, seed=0)
     return screening(made, ["encoder"], activity=activity, permutations=199, seed=0)
+
+
+def test_strengths_are_computed_once_for_all_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = tables(), []
+
+    def counted(table: AlignedTable) -> np.ndarray:
+        asked.append(table)
+        return strengths(table)
+
+    strengths = module._strengths
+    monkeypatch.setattr(module, "_strengths", counted)
+    found = screening(made, ["encoder"], activity=None, permutations=9, seed=0)
+    assert {"plate_quality", "plate_layout", "dose_response"} <= found.tables.keys()
+    assert len(asked) == 2 and asked[0] is made["encoder"] and asked[1] is made["count"]
 
 
 def of(found, name: str, representation: str) -> pd.DataFrame:

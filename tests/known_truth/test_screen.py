@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from bioimg_jax.benchmarks.ladder import cases
-from bioimg_jax.benchmarks.protocols import Protocol, find_protocols
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, find_protocols
 from bioimg_jax.benchmarks.score import Score
 from bioimg_jax.features.aligned import AlignedTable
 from bioimg_jax.statistics.verdict import ABOVE, CANNOT_TELL, judge
@@ -44,7 +44,9 @@ def screen() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def protocols(screen: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> list[Protocol]:
+def protocols(
+    screen: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
+) -> list[ProfileProtocol]:
     path: Path = tmp_path_factory.mktemp("pairs") / "same_mechanism.csv"
     of = screen.dropna(subset="gene").groupby("gene")["moa"].first()
     pairs = [f"{a},{b}" for a in of.index for b in of.index if a < b and of[a] == of[b]]
@@ -61,12 +63,12 @@ def profiles(screen: pd.DataFrame, features: np.ndarray) -> AlignedTable:
     return screens.table(features, screen[keys])
 
 
-def score(protocol: Protocol, table: AlignedTable, name: str, kind: str) -> Score:
+def score(protocol: ProfileProtocol, table: AlignedTable, name: str, kind: str) -> Score:
     return protocol.score(table, representation=name, kind=kind, seed=0)
 
 
 def test_every_protocol_knows_the_truth_from_the_count_and_from_nothing(
-    screen: pd.DataFrame, protocols: list[Protocol]
+    screen: pd.DataFrame, protocols: list[ProfileProtocol]
 ) -> None:
     dials = screen.filter(like="factor_").to_numpy()
     dials = (dials - dials.mean(axis=0)) / np.maximum(dials.std(axis=0), 1e-9)

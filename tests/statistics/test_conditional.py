@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,14 @@ def guess_by(count, beyond=0.0):
 
 
 # Overlap
+
+
+def test_a_plate_of_one_number_is_one_bin():
+    labels, plate = np.arange(40) % 2, np.repeat(["one", "two"], 20)
+    count = np.where(plate == "one", 7.0, np.arange(40) + 0.5)
+    overlap = find_overlap(labels, of(count), np.arange(40), within=of(plate, "plate"))
+    assert len(overlap.rows) == 40 and len(set(overlap.strata[:20])) == 1
+    assert len(set(overlap.strata)) == overlap.n_strata > 3
 
 
 def test_labels_of_one_stratum_leave_and_then_strata_of_one_label():
@@ -181,6 +190,37 @@ def test_the_null_is_that_of_all_permutations():
     assert found.per_unit == pytest.approx(expected, abs=0.03)
     assert found.value == pytest.approx(np.mean(list(found.per_unit.values())))
     assert found.says == "beyond count" and found.interval is None
+
+
+def test_every_draw_is_counted_as_the_given_labels_are():
+    # Every unit holds both classes, and few rows of each: most draws leave some unit one class.
+    rng = np.random.default_rng(0)
+    labels, units = np.tile([0, 0, 1, 1], 4), np.repeat(np.arange(4), 4)
+    guess = np.where(rng.random(16) < 0.7, labels, 1 - labels)
+    score = answers(find_overlap(labels, of(list("xy") * 8), np.arange(16)), guess, units)
+    one_class = 0
+    for _ in range(200):
+        drawn = rng.permutation(labels)
+        inside = [
+            np.mean([np.mean(guess[held][drawn[held] == k] == k) for k in set(drawn[held])])
+            for held in (units == u for u in range(4))
+        ]
+        one_class += any(len(set(drawn[units == u])) == 1 for u in range(4))
+        assert list(score(drawn).values()) == pytest.approx(inside)
+    assert one_class > 40
+    # A unit without a class: pseudo-values of all rows, also where a draw gives each unit both.
+    labels = np.array([0, 0, 0, 0, *[0, 0, 1, 1] * 3])
+    score = answers(find_overlap(labels, of(list("xy") * 8), np.arange(16)), guess, units)
+    drawn = np.roll(labels, 1)
+    drawn[:4], drawn[4:8] = [0, 1, 0, 0], [0, 0, 1, 0]
+    assert all(len(set(drawn[units == u])) == 2 for u in range(4))
+    kept = [units != u for u in range(4)]
+    pseudo = [
+        4 * balanced_accuracy_score(drawn, guess)
+        - 3 * balanced_accuracy_score(drawn[mine], guess[mine])
+        for mine in kept
+    ]
+    assert list(score(drawn).values()) == pytest.approx(pseudo)
 
 
 def test_p_is_never_zero_and_a_perfect_score_has_the_smallest():
@@ -376,6 +416,33 @@ def test_neighbours_find_a_count_after_linear_residualisation_and_conditional_sc
     overlap = find_overlap(label[test], of(count[test]), test)
     found = conditional_permutation(overlap, answers(overlap, guess[test], plate[test]))
     assert found.interval[0] < 0 < found.interval[1] and abs(found.value) < 0.03
+
+
+def test_tokens_are_never_copied_as_float64():
+    """A layer of tokens is what fills the memory; four copies of it in float32 are there at most,
+    besides blocks of 32 MiB."""
+    rng = np.random.default_rng(0)
+    n, width = 240, 60_000
+    tokens = rng.standard_normal((n, width), np.float32)
+    count, label, group = rng.normal(size=(n, 1)), np.arange(n) % 2, np.arange(n) // 2 % 12
+    tokens[:, :30_000] += (2 * label + count[:, 0])[:, None].astype(np.float32)
+    overlap = find_overlap(label, of(count[:, 0]), np.arange(n))
+    folds = folds_of(group, 3)[:1]
+
+    def peak(run):
+        tracemalloc.start()
+        try:
+            return run(), tracemalloc.get_traced_memory()[1] / tokens.nbytes
+        finally:
+            tracemalloc.stop()
+
+    left, copies = peak(lambda: residualised(tokens, count, folds[0].train))
+    assert copies < 3.5 and left.features.dtype == np.float32
+    fit = LinearRegression().fit(count[folds[0].train], tokens[folds[0].train, ::5_999])
+    expected = tokens[:, ::5_999] - fit.predict(count)
+    np.testing.assert_allclose(left.features[:, ::5_999], expected, atol=1e-5)
+    added, copies = peak(lambda: added_value(overlap, count, tokens, folds, group))
+    assert copies < 5 and added.joint > 0.9
 
 
 # What is wrong
