@@ -198,6 +198,21 @@ def read_counts(task: Task) -> Counts:
     return Counts(sparse.csr_array(sparse.vstack(matrices, format="csr")), tuple(names))
 
 
+def read_annotations(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the tables of a task say of spots and of genes, counts left out.
+
+    Spots of all sections one after the other, with "section" and "barcode"; genes of the first one,
+    their names the index.
+    """
+    task, spots, genes = read_task(folder), [], pd.DataFrame()
+    for sample in task.samples:
+        with h5py.File(task.folder / sample.counts) as file:
+            obs = anndata.io.read_elem(file["obs"])
+            genes = genes if len(genes) else anndata.io.read_elem(file["var"])
+        spots.append(obs.assign(**{SECTION: sample.name, "barcode": obs.index}))
+    return pd.concat(spots, ignore_index=True), genes
+
+
 def read_images(path: Path, images: str, patches: Sequence[int]) -> Iterator[np.ndarray]:
     """Patches uint8 [h, w, 3] of some rows, one after the other; `OSError` for a broken file."""
     with h5py.File(path) as file:

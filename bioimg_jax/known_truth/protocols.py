@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anndata
 import jax
 import pandas as pd
 
@@ -25,7 +24,7 @@ from bioimg_jax.benchmarks.protocols import GENE
 from bioimg_jax.benchmarks.score import headline_rows
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.expression import OFFICIAL, evaluate_expression
-from bioimg_jax.features.hest import SECTION
+from bioimg_jax.features.hest import SECTION, read_annotations
 from bioimg_jax.features.table import read_table
 from bioimg_jax.known_truth.expectations import DIALS, Outcome
 from bioimg_jax.known_truth.experiments import (
@@ -115,11 +114,12 @@ def evaluate_genes(name: str, config: Config, workdir: Path, command: str) -> Ev
         experiment["data"]["source"] = str(task)
         run = folder / "images"
         images = evaluate_images(experiment, config, about["encoders"], workdir, run, command)
+        spots, genes = read_annotations(task)
         for driver, factors in about["drivers"].items():
             made = copy.deepcopy(about["expression"]) | {"seed": config["seed"]}
-            made["task"] |= {"folder": str(task), "gene_list": _gene_list(task, driver)}
+            made["task"] |= {"folder": str(task), "gene_list": _gene_list(task, genes, driver)}
             known = factors or list(itertools.chain(*about["drivers"].values()))
-            truth = _write_truth(task, known, folder / f"{driver}.csv")
+            truth = _write_truth(spots, known, folder / f"{driver}.csv")
             made["features"] = {"run": str(run), "tables": {DIALS: truth}}
             results = evaluate_expression(made, folder / driver)
             _publish(folder / driver, made, results, command, "expression", start)
@@ -140,22 +140,19 @@ def _written(tissue: Mapping[str, str], folder: Path) -> Path:
     return task
 
 
-def _gene_list(task: Path, driver: str) -> str:
+def _gene_list(task: Path, genes: pd.DataFrame, driver: str) -> str:
     """Writes the names of the genes that one driver has; the file's name in the task's folder."""
-    made = anndata.read_h5ad(sorted((task / "adata").glob("*.h5ad"))[0], backed="r").var
     name = f"{driver}_genes.json"
-    command_line.write_json(task / name, {"genes": made.index[made["driver"] == driver].tolist()})
+    chosen = genes.index[genes["driver"].astype(str) == driver].tolist()
+    command_line.write_json(task / name, {"genes": chosen})
     return name
 
 
-def _write_truth(task: Path, factors: Sequence[str], path: Path) -> dict[str, Any]:
+def _write_truth(spots: pd.DataFrame, factors: Sequence[str], path: Path) -> dict[str, Any]:
     """Writes the factors of every spot; the entry of the config that reads them."""
-    tables = []
-    for file in sorted((task / "adata").glob("*.h5ad")):
-        obs = anndata.read_h5ad(file, backed="r").obs
-        tables.append(obs[[SECTION, *factors]].assign(barcode=obs.index))
-    pd.concat(tables).to_csv(path, index=False)
-    named = {SECTION: SECTION, "barcode": "barcode"}
+    names = [SECTION, "barcode"]
+    spots[[*names, *factors]].to_csv(path, index=False)
+    named = {name: name for name in names}
     return {"kind": "imported", "source": str(path), "beside": "", "metadata": named}
 
 

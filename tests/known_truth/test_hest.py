@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bioimg_jax.features.hest import read_patches
+from bioimg_jax.features.hest import read_annotations, read_patches
 from bioimg_jax.known_truth.hest import main
 
 SMALL = "--options=n_centres=1,n_patients=3,sections_per_patient=1,spots_per_section=4"
@@ -16,6 +16,12 @@ def test_a_task_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     task = tmp_path / "tissue_layout"
     assert capsys.readouterr().out.strip() == f"written: {task}"
     assert read_patches(task / "patches", 3).shape[0] == 3
+    spots, genes = read_annotations(task)
+    assert len(spots) == 12 and set(genes["driver"]) == {"layout", "nothing"}
+    assert spots["section"].tolist() == sorted(4 * ["P001S01", "P002S01", "P003S01"])
+    assert spots["barcode"][:4].tolist() == ["0x0", "0x1", "1x0", "1x1"]
+    assert (genes["effect"][genes["driver"] == "nothing"] == 0).all()
+    assert spots["truth_clustering"].isin([0.0, 1.0]).all()
     assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 
