@@ -1,6 +1,7 @@
 """An encoder's pooled features at evenly spaced depths; trained, twin, random or imported alike."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,17 +100,25 @@ def _block_name(position: int, depth: int) -> str:
     return "final" if position == depth - 1 else f"block{position + 1:02d}"
 
 
-@functools.cache
+_Extractor = Callable[[Mapping[str, Any], jax.Array], dict[str, jax.Array]]
+_compiled: dict[str, _Extractor] = {}
+
+
 def _extractor(
     encoder: "Encoder", depths: tuple[int, ...], poolings: tuple[str, ...], epsilon: float
-) -> Callable[[Mapping[str, Any], jax.Array], dict[str, jax.Array]]:
+) -> _Extractor:
     """One jitted function per architecture: twins and other seeds share its compiled program."""
-    extract = functools.partial(_extract, encoder, depths, poolings, epsilon)
-    # XLA may keep in float32 what a bfloat16 encoder says is rounded between blocks, where it
-    # fuses them. A layer's features would then depend on which other layers are asked for.
-    narrow = encoder.config.get("dtype") == "bfloat16"
-    options: dict[str, Any] = {"xla_allow_excess_precision": False} if narrow else {}
-    return jax.jit(extract, compiler_options=options)
+    key = json.dumps(
+        [encoder.name, encoder.config, encoder.channels, depths, poolings, epsilon], sort_keys=True
+    )
+    if key not in _compiled:
+        extract = functools.partial(_extract, encoder, depths, poolings, epsilon)
+        # XLA may keep in float32 what a bfloat16 encoder says is rounded between blocks, where it
+        # fuses them. A layer's features would then depend on which other layers are asked for.
+        narrow = encoder.config.get("dtype") == "bfloat16"
+        options: dict[str, Any] = {"xla_allow_excess_precision": False} if narrow else {}
+        _compiled[key] = jax.jit(extract, compiler_options=options)
+    return _compiled[key]
 
 
 def _extract(
