@@ -5,6 +5,7 @@ ARGS ?=
 # Processes that tests run in; each takes a core and up to 3 GB.
 WORKERS ?= 2
 bin := $(VENV)/bin
+peers := $(VENV)/peers/bin
 # What tests/tiny.py changes for the sake of speed, back at XLA's own values.
 as_users_have_it := --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true \
   --xla_cpu_parallel_codegen_split_count=32
@@ -21,7 +22,7 @@ test: $(VENV)/.dev
 # Parity with PyTorch, transformers, scib-metrics and copairs.
 test-peers: $(VENV)/.peers
 	XLA_FLAGS="$$XLA_FLAGS $(as_users_have_it)" \
-	  $(bin)/python -m pytest -n $(WORKERS) --dist worksteal -m "peers and not gpu"
+	  $(peers)/python -m pytest -n $(WORKERS) --dist worksteal -m "peers and not gpu"
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .
@@ -31,8 +32,11 @@ lint: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Python compiles what it imports, a small part of what is installed; pip would compile it all.
+pip_install := -m pip install --quiet --disable-pip-version-check --no-compile
+
 define install
-	@start=$$(date +%s); $(bin)/python -m pip install --quiet --disable-pip-version-check -r $(1) \
+	@start=$$(date +%s); $(bin)/python $(pip_install) -r $(1) \
 	  && touch $@ && echo "installed $(1) in $$(( $$(date +%s) - start )) s"
 endef
 
@@ -42,7 +46,11 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(call install,requirements-dev.txt)
 
+# In an environment of their own, which sees the packages of the other: the suite runs without the
+# peers, whenever they are installed.
 $(VENV)/.peers: requirements-peers.txt requirements-peers-alone.txt $(VENV)/.dev
-	$(call install,requirements-peers.txt)
-	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  -r requirements-peers-alone.txt && touch $@
+	$(PYTHON) -m venv --without-pip $(VENV)/peers
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(bin)/python -c "$$site" > "$$($(peers)/python -c "$$site")/suite.pth"
+	$(peers)/python $(pip_install) -r requirements-peers.txt
+	$(peers)/python $(pip_install) --no-deps -r requirements-peers-alone.txt && touch $@

@@ -1,5 +1,6 @@
 """What an evaluation is going to cost, before it starts: probe fits and minutes."""
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,12 +37,9 @@ def budget(
     of the layer that validation chose, counted as the widest, and to each confound alone.
     """
     fits, operations = 0, 0.0
-    per_image: dict[int, float] = {}
     for candidate in to_score:
         if (encoder := candidate.encoder) is not None:
-            if id(encoder) not in per_image:
-                per_image[id(encoder)] = operations_of(encoder, crop_px)
-            operations += n_images * per_image[id(encoder)]
+            operations += n_images * operations_of(encoder, crop_px)
         for target, parts in folds.items():
             allowed: Sequence[int] = range(len(parts))
             if candidate.folds is not None:
@@ -82,6 +80,7 @@ def product_rate() -> float:
     return 2 * PRODUCT_SIDE**3 / min(seconds)
 
 
+@functools.cache
 def operations_of(encoder: Encoder, crop_px: int) -> float:
     """Floating-point operations an image takes, by XLA's own count of the program."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,9 @@ def check_channels(encoder: Encoder, channels: tuple[str, ...]) -> None:
 def build_encoder(config: Mapping[str, Any]) -> Encoder:
     """The encoder of a config: {"name": "vit" | "resnet", "channels": names, ...}.
 
+    The same one for the same config: what is traced and compiled of it serves all its checkpoints,
+    twins and seeds.
+
     vit: `variant` Ti, S, B or L, which sets `width`, `depth` and `heads`, or "" and the three;
     `patch_px`, `image_px`;
     `positions` sincos or learned; `layerscale` None or its initial value; `stochastic_depth`;
@@ -134,7 +138,11 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
         raise InputError("encoder.channels: expected the names of at least one channel")
     if config["dtype"] not in DTYPES:
         raise InputError(f"encoder.dtype: {config['dtype']!r}, expected one of {DTYPES}")
-    return build({"name": name, **config})
+    config = {"name": name, **config}
+    key = json.dumps(config, sort_keys=True)
+    if key not in _built:
+        _built[key] = build(config)
+    return _built[key]
 
 
 def _build_vit(config: dict[str, Any]) -> Encoder:
@@ -221,6 +229,7 @@ def _build_resnet(config: dict[str, Any]) -> Encoder:
     )
 
 
+_built: dict[str, Encoder] = {}
 # Encoder name -> its keys with their defaults, and what builds it.
 _BUILDERS: dict[str, tuple[dict[str, Any], Any]] = {
     "vit": (

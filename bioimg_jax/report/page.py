@@ -1,6 +1,7 @@
 """Work directory in, `report.html` out: one file that needs no network."""
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -150,6 +151,7 @@ def write_report(workdir: Path) -> Path:
     return path
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Templates of this folder; everything put into them is escaped."""
     found = jinja2.Environment(
