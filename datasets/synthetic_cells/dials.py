@@ -31,9 +31,9 @@ BIOLOGY = {
     "clustering": Dial(0.022, 0.45, 0.0, 0, 1, "share of cells that lie beside another", log=False),
     "nucleus_size": Dial(6.05, 1.25, 0.142, 3, 14, "mean radius of a nucleus, px"),
     "nucleus_eccentricity": Dial(0.682, 0.25, 0.05, 0, 0.95, "eccentricity of nuclei", log=False),
-    "dna_content": Dial(1.0, 1.4, 0.0917, 0.1, 8, "DNA stain in a nucleus, 1 = usual"),
+    "dna_content": Dial(1.0, 1.4, 0.0801, 0.1, 8, "DNA stain in a nucleus, 1 = usual"),
     "chromatin_texture": Dial(0.0122, 4.0, 0.10, 0.001, 0.6, "relative contrast of the chromatin"),
-    "cytoplasm_area": Dial(25.9, 1.4, 0.06, 2.5, 36, "area of a cell over that of its nucleus"),
+    "cytoplasm_area": Dial(26.3, 1.4, 0.06, 2.5, 36, "area of a cell over that of its nucleus"),
     "intensity": Dial(1.0, 1.5, 0.10, 0.1, 10, "all stains but DNA, 1 = usual"),
     **{
         f"intensity_{name}": Dial(1.0, 1.5, 0.05, 0.1, 10, f"{name} stain, 1 = usual")
@@ -53,7 +53,7 @@ BIOLOGY = {
         0.5, 0.5, 0.0, 0.5, 1, "share of an image's cells that have the hand of the first one",
         log=False,
     ),
-    "polarity": Dial(0.0972, 2.4, 0.08, 0, 1.5, "strength of the lobes of organelles"),
+    "polarity": Dial(0.0936, 2.4, 0.08, 0, 1.5, "strength of the lobes of organelles"),
 }  # fmt: skip
 OPTICS = {
     "gain": Dial(1.0, 1.35, 0.0, 0.1, 10, "light of all channels, 1 = usual"),

@@ -38,9 +38,9 @@ FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
 BRIGHTNESS = np.array([563, 457, 432, 457, 495, 408, 389, 408], np.float32)
-BACKGROUND = np.array([8.93, 11.9, 12.1, 17.1, 6.14, 18.4, 18.4, 12.6], np.float32)
+BACKGROUND = np.array([10.3, 11.9, 12, 17.1, 6.15, 18.4, 18.4, 12.6], np.float32)
 # Of the logarithm of each stain between cells, beside what all stains of a cell share.
-STAIN_SPREAD = np.array([0.0832, 0.116, 0.126, 0.0522, 0.233, 0.119, 0.119, 0.119])
+STAIN_SPREAD = np.array([0.0709, 0.136, 0.135, 0.0529, 0.253, 0.119, 0.119, 0.119])
 USUAL_RADIUS_PX = 6.0  # of a nucleus that is as thick as `BRIGHTNESS` means
 READ_NOISE = 1.5  # photons, standard deviation
 COUNTS_PER_PHOTON = 9.3
@@ -49,7 +49,7 @@ CAMERA_OFFSET = 120.0  # counts of a dark pixel
 # Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
 # the sense of the cell's handedness. Three different gaps: a mirror image is another arrangement.
 MITO_TURN, ER_TURN = 0.30, 0.62
-LOBE_DISTANCE = 1.08  # of a lobe from the centre of the nucleus, in its mean radii
+LOBE_DISTANCE = 1.06  # of a lobe from the centre of the nucleus, in its mean radii
 COARSE, FINE = 0.7, 1.4  # bands of the organelles' texture, times its frequency
 
 Dials = Mapping[str, np.ndarray]  # name -> float [n], a value an image
@@ -287,14 +287,14 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
     nucleoli = nucleus * np.clip(3 * (nucleoli - 0.445), 0, 1)
-    halo = _decay(0.271 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
+    halo = _decay(0.264 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
     outside_nucleus = 1 - nucleus
-    cloud = 1 + 0.163 * cloud
+    cloud = 1 + 0.16 * cloud
 
     # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
     relative_x, relative_y = dx / radius, dy / radius
     turns = (np.zeros_like(cells.hand), MITO_TURN * cells.hand, ER_TURN * cells.hand)
-    sharp = 0.271 + 1.25 * polarity  # a glow around the nucleus, or three spots
+    sharp = 0.285 + 1.25 * polarity  # a glow around the nucleus, or three spots
     lobes = []
     for turn in turns:
         angle = 2 * np.pi * (cells.golgi + turn).astype(np.float64)
@@ -308,37 +308,37 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
     photons[:, 0] = (
-        nucleus * (1.44 - 0.107 * un * un + chromatin_contrast * chromatin - 0.227 * nucleoli)
-        + 0.452 * halo
-        + 0.029 * glow
+        nucleus * (1.49 - 0.125 * un * un + chromatin_contrast * chromatin - 0.262 * nucleoli)
+        + 0.44 * halo
+        + 0.034 * glow
     )
     photons[:, 1] = (
-        thickness * cloud * (0.719 + 0.0175 * outside_nucleus)
-        - 0.477 * belt
-        + 1.73 * nucleoli
-        + 2.77 * cap
+        thickness * cloud * (0.747 + 0.0176 * outside_nucleus)
+        - 0.524 * belt
+        + 1.74 * nucleoli
+        + 2.71 * cap
     )
-    reticulum = 1 + 0.486 * granularity * er
-    photons[:, 2] = thickness * cloud * (0.797 + 0.0575 * outside_nucleus) * reticulum + (
-        3.17 * cap + 2.48 * aside * er_lobe
-    ) * (1.22 + 0.359 * reticulum)
+    reticulum = 1 + 0.525 * granularity * er
+    photons[:, 2] = thickness * cloud * (0.876 + 0.0551 * outside_nucleus) * reticulum + (
+        3.28 * cap + 2.54 * aside * er_lobe
+    ) * (1.26 + 0.377 * reticulum)
     if c > 3:
         rim = inside * _decay(0.45 * (edge_px - 1) ** 2)
-        golgi = golgi_lobe * (1.21 + 0.235 * golgi_lobe) * (1 + 0.0622 * chromatin)
+        golgi = golgi_lobe * (1.2 + 0.242 * golgi_lobe) * (1 + 0.0625 * chromatin)
         photons[:, 3] = (
-            inside * (0.546 + 0.0518 * fibres)
-            + 0.501 * thickness
-            - 0.15 * belt
-            + 0.0456 * rim
-            + 0.949 * nucleus
-            + (2.42 + 0.825 * aside) * golgi
+            inside * (0.542 + 0.0518 * fibres)
+            + 0.491 * thickness
+            - 0.151 * belt
+            + 0.0457 * rim
+            + 0.962 * nucleus
+            + (2.46 + 0.824 * aside) * golgi
         )
     if c > 4:
         network = np.maximum(1 + 1.52 * granularity * mito, 0) * cloud
         photons[:, 4] = (
-            0.0288 * glow
-            + inside * around * _decay(236.0 * uu) * (1.15 + 2.67 * outside_nucleus * network)
-            + (0.44 * cap + 0.774 * aside * mito_lobe) * (0.731 + 0.45 * network)
+            0.0293 * glow
+            + inside * around * _decay(239.0 * uu) * (1.13 + 2.67 * outside_nucleus * network)
+            + (0.423 * cap + 0.791 * aside * mito_lobe) * (0.716 + 0.451 * network)
         )
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim
