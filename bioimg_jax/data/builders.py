@@ -63,7 +63,8 @@ class Dial:
     low: float  # what a row of pictures begins with,
     high: float  # and ends with
     log: bool = False  # steps of a row are equal in the logarithm
-    channels: tuple[int, ...] = (0, 1, 2)  # that show it best: one in grey, or red, green and blue
+    channels: tuple[int, ...] = (0, 1, 2)  # that show it best: grey, or red, green, blue
+    relative_px: float = 0.0  # ... relative to the light around, sigma of a Gaussian; 0: as it is
 
     def values(self, n: int) -> np.ndarray:
         """n values from `low` to `high`, float64."""

@@ -37,8 +37,14 @@ def _run(name: str, out: Path) -> None:
     table = ["| dial | what it turns | usual | from | to | |", "|---|---|---|---|---|---|"]
     for dial in builder.dials():
         path = out / f"{name}-{dial.name}.jpg"
-        images = builder.sweep(dial.name, dial.values(N_STEPS))
-        write_strip(path, images, dial.channels)
+        values = dial.values(N_STEPS)
+        write_strip(
+            path,
+            builder.sweep(dial.name, values),
+            dial.channels,
+            relative_px=dial.relative_px,
+            marks=builder.marks(dial.name, values),
+        )
         table.append(
             f"| `{dial.name}` | {dial.meaning} | {dial.usual:.3g} | {dial.values(2)[0]:.3g} | "
             f"{dial.values(2)[1]:.3g} | ![{dial.name}]({out.name}/{path.name}) |"

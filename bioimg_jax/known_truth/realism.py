@@ -28,8 +28,9 @@ from bioimg_jax.representations.nuclei import segment_nuclei
 CROP_PX = 64
 PER_PLATE = 400  # crops that are measured of a plate, or all it has
 PER_UNIT = 24  # of them from one field or well
-# Of a generated plate a few cells of every well: wells differ more than the cells of one do.
-EVERY_WELL = {"sites_per_well": 1, "images_per_site": 4}
+# Of a generated plate a few cells of every well: wells differ more than the cells of one do. And
+# many plates, or chance alone would decide on what five real ones have in common.
+EVERY_WELL = {"sites_per_well": 1, "images_per_site": 4, "n_plates": 56}
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)  # of the pixels of a channel
 AREA_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 BLACK, WHITE = 0.01, 0.995  # quantiles of a plate's pixels that become 0 and 1
@@ -136,10 +137,28 @@ def _plate_of(unit: Unit) -> str:
     return str(next(value for key, value in about.items() if key.lower().endswith("plate")))
 
 
+def tissue(n: int) -> np.ndarray:
+    """n spots of the default tissue, of patients from the first to the last, uint8 [n, h, w, 3]."""
+    builder = find_builder("synthetic_tissue")
+    plan = builder.plan_resolved("", "", {})
+    units = [plan.units[i] for i in np.linspace(0, len(plan.units) - 1, n).astype(int)]
+    spots = [list(builder.examples(unit, plan.shared)) for unit in units]
+    return np.stack([images[i % len(images)][1] for i, images in enumerate(spots)])
+
+
 def mean_measures(plates: Mapping[str, Measures]) -> Measures:
     """The mean of every curve over plates."""
     first = next(iter(plates.values()))
     return {name: np.mean([of[name] for of in plates.values()], axis=0) for name in first}
+
+
+def standard_errors(plates: Mapping[str, Measures]) -> Measures:
+    """Of the mean of every curve over plates, which is what another seed would change it by."""
+    first = next(iter(plates.values()))
+    return {
+        name: np.std([of[name] for of in plates.values()], axis=0, ddof=1) / np.sqrt(len(plates))
+        for name in first
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cells", required=True, help="folder of a DeepProfiler project")
     parser.add_argument("--tissue", default="", help="folder of HEST-Benchmark patches (*.h5)")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated plates")
     parser.add_argument("--workdir", required=True, help="where the page is written")
     given = parser.parse_args(arguments)
     return command_line.guarded(lambda: _run(given))
@@ -159,27 +179,23 @@ def _run(given: argparse.Namespace) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     patches = read_patches(Path(given.tissue), SHOWN) if given.tissue else None
     real, channels = plates_of("deepprofiler", given.cells, {})
-    generated, ours = plates_of("synthetic_cells", "", EVERY_WELL)
+    generated, ours = plates_of("synthetic_cells", "", {**EVERY_WELL, "seed": given.seed})
     if tuple(channels) != tuple(ours):
         raise InputError(f"--cells={given.cells}: channels {', '.join(channels)}, expected "
                          f"{', '.join(ours)}")  # fmt: skip
     plates = {name: measures(crops, channels) for name, crops in real.items()}
     of_generated = {name: measures(crops, ours) for name, crops in generated.items()}
     rows = compare(plates, mean_measures(of_generated))
+    error = standard_errors(of_generated)
+    for row in rows:
+        row["standard_error"] = error[row["curve"]].tolist()
 
     def some(sets: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.stack([list(sets.values())[i % len(sets)][3 * i] for i in range(SHOWN)])
 
     pictures = {"real cells": some(real), "generated cells": some(generated)}
     if patches is not None:
-        builder = find_builder("synthetic_tissue")
-        plan = builder.plan_resolved("", "", {})
-        units = [plan.units[i] for i in np.linspace(0, len(plan.units) - 1, SHOWN).astype(int)]
-        tissue = [list(builder.examples(unit, plan.shared))[i][1] for i, unit in enumerate(units)]
-        pictures |= {
-            "real tissue": patches,
-            "generated tissue": np.stack(tissue),
-        }
+        pictures |= {"real tissue": patches, "generated tissue": tissue(SHOWN)}
     inside = inside_of_others(plates)
     found = {
         "plates": list(plates),
@@ -193,8 +209,12 @@ def _run(given: argparse.Namespace) -> None:
     outside = sum(len(row["outside"]) for row in rows)
     total = sum(len(row["generated"]) for row in rows)
     for row in rows:
-        if row["outside"]:
-            print(f"outside the real plates: {row['curve']}, points {row['outside']}")
+        for i in row["outside"]:
+            low, high, value = (row[key][i] for key in ("low", "high", "generated"))
+            print(
+                f"outside the real plates: {row['curve']}, point {i}: {value:.4g} +- "
+                f"{row['standard_error'][i]:.2g} where they lie from {low:.4g} to {high:.4g}"
+            )
     print(f"{total - outside} of {total} values lie within the range of {len(plates)} real plates")
     each = ", ".join(map(str, inside.values()))
     print(f"of each real plate within the range of the others: {each}")

@@ -27,20 +27,20 @@ class Dial:
 
 
 BIOLOGY = {
-    "cell_density": Dial(4.24, 1.8, 0.10, 0.2, 14, "cells wanted per 64 x 64 px"),
+    "cell_density": Dial(2.84, 1.8, 0.10, 0.2, 14, "cells wanted per 64 x 64 px"),
     "clustering": Dial(0.022, 0.45, 0.0, 0, 1, "share of cells that lie beside another", log=False),
-    "nucleus_size": Dial(6.15, 1.25, 0.12, 3, 14, "mean radius of a nucleus, px"),
-    "nucleus_eccentricity": Dial(0.539, 0.25, 0.05, 0, 0.95, "eccentricity of nuclei", log=False),
-    "dna_content": Dial(1.0, 1.4, 0.08, 0.1, 8, "DNA stain in a nucleus, 1 = usual"),
-    "chromatin_texture": Dial(0.0159, 4.0, 0.10, 0.001, 0.6, "relative contrast of the chromatin"),
-    "cytoplasm_area": Dial(22.4, 1.4, 0.06, 2.5, 36, "area of a cell over that of its nucleus"),
+    "nucleus_size": Dial(6.05, 1.25, 0.142, 3, 14, "mean radius of a nucleus, px"),
+    "nucleus_eccentricity": Dial(0.682, 0.25, 0.05, 0, 0.95, "eccentricity of nuclei", log=False),
+    "dna_content": Dial(1.0, 1.4, 0.0801, 0.1, 8, "DNA stain in a nucleus, 1 = usual"),
+    "chromatin_texture": Dial(0.0122, 4.0, 0.10, 0.001, 0.6, "relative contrast of the chromatin"),
+    "cytoplasm_area": Dial(26.3, 1.4, 0.06, 2.5, 36, "area of a cell over that of its nucleus"),
     "intensity": Dial(1.0, 1.5, 0.10, 0.1, 10, "all stains but DNA, 1 = usual"),
     **{
         f"intensity_{name}": Dial(1.0, 1.5, 0.05, 0.1, 10, f"{name} stain, 1 = usual")
         for name in CHANNELS
     },
-    "texture_frequency": Dial(0.145, 1.3, 0.05, 0.04, 0.24, "organelles, cycles per px"),
-    "granularity": Dial(0.111, 2.0, 0.08, 0.02, 1.2, "relative contrast of the organelles"),
+    "texture_frequency": Dial(0.095, 1.3, 0.05, 0.04, 0.24, "organelles, cycles per px"),
+    "granularity": Dial(0.109, 2.0, 0.08, 0.02, 1.2, "relative contrast of the organelles"),
     "colocalisation": Dial(
         0.0, 0.9, 0.0, -1, 1,
         "correlation of ER and mitochondria: coarse band, its negative in the fine", log=False,
@@ -53,7 +53,7 @@ BIOLOGY = {
         0.5, 0.5, 0.0, 0.5, 1, "share of an image's cells that have the hand of the first one",
         log=False,
     ),
-    "polarity": Dial(0.0965, 2.4, 0.08, 0, 1.5, "strength of the lobes of organelles"),
+    "polarity": Dial(0.0936, 2.4, 0.08, 0, 1.5, "strength of the lobes of organelles"),
 }  # fmt: skip
 OPTICS = {
     "gain": Dial(1.0, 1.35, 0.0, 0.1, 10, "light of all channels, 1 = usual"),

@@ -106,7 +106,7 @@ PRESETS = {
     "colocalisation_only": Preset(
         "the label is the scale on which ER and mitochondria coincide",
         label=("colocalisation",),
-        held={"polarity": 0.15, "granularity": 0.8},
+        held={"polarity": 0.15, "granularity": 0.8, "texture_frequency": 0.145},
         optics_spread=0.3,
     ),
     "handedness_only": Preset(

@@ -29,19 +29,27 @@ from scipy import ndimage, special
 
 CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito", "Actin", "Tubulin", "Lysosome")
 MARGIN_PX = 4
+REACH_PX = 16  # beyond the canvas: bodies of cells that lie there reach into it
+TRIES = 24  # of places for a cell
+# Centres of nuclei are at least so far apart, in sums of their radii and 1 px more: beside another
+# or where there is no more room, and where there is all the room that there can be.
+CLOSE, APART = 0.95, 1.16
 FAR_PX = 1e4  # where the cells that do not exist are: outside every canvas
 
 # Photons a pixel receives from stain of concentration 1, and from the empty part of a well.
 BRIGHTNESS = np.array([563, 457, 432, 457, 495, 408, 389, 408], np.float32)
-BACKGROUND = np.array([9.09, 12.7, 13.0, 19.2, 7.84, 18.4, 18.4, 12.6], np.float32)
+BACKGROUND = np.array([10.3, 11.9, 12, 17.1, 6.15, 18.4, 18.4, 12.6], np.float32)
+# Of the logarithm of each stain between cells, beside what all stains of a cell share.
+STAIN_SPREAD = np.array([0.0709, 0.136, 0.135, 0.0529, 0.253, 0.119, 0.119, 0.119])
+USUAL_RADIUS_PX = 6.0  # of a nucleus that is as thick as `BRIGHTNESS` means
 READ_NOISE = 1.5  # photons, standard deviation
-COUNTS_PER_PHOTON = 18.6
+COUNTS_PER_PHOTON = 9.3
 CAMERA_OFFSET = 120.0  # counts of a dark pixel
 
 # Angles of the three lobes of organelles around the nucleus, in turns, seen from the Golgi on in
 # the sense of the cell's handedness. Three different gaps: a mirror image is another arrangement.
 MITO_TURN, ER_TURN = 0.30, 0.62
-LOBE_DISTANCE = 1.45  # of a lobe from the centre of the nucleus, in its mean radii
+LOBE_DISTANCE = 1.06  # of a lobe from the centre of the nucleus, in its mean radii
 COARSE, FINE = 0.7, 1.4  # bands of the organelles' texture, times its frequency
 
 Dials = Mapping[str, np.ndarray]  # name -> float [n], a value an image
@@ -100,57 +108,39 @@ class Cells:
 
 
 def place(rng: np.random.Generator, dials: Dials, scene: Scene) -> Cells:
-    """Cells of n images. Neighbours stay where there is room for their nuclei."""
+    """Cells of n images."""
     n, c, s = len(dials["nucleus_size"]), scene.n_channels, scene.canvas_px
     crop, apart = scene.view == "crop", bool(scene.n_cells)
 
     def dial(name: str) -> np.ndarray:
         return np.asarray(dials[name], np.float64)[:, None]
 
-    reach = 0 if apart else 2 * MARGIN_PX + 8  # bodies of cells outside reach into the canvas
+    reach = 0 if apart else REACH_PX
     wanted = rng.poisson(dials["cell_density"] * ((s + 2 * reach) / 64) ** 2)
     if apart:
         wanted = np.full(n, scene.n_cells)
     m = int(crop) + max(1, int(wanted.max()))
 
-    radius = dial("nucleus_size") * rng.lognormal(0, 0.04 if apart else 0.09, (n, m))
+    radius = dial("nucleus_size") * rng.lognormal(0, 0.04 if apart else 0.0614, (n, m))
     if crop:
         radius[:, 0] = dials["nucleus_size"]  # the truth belongs to the central cell
     # Eccentricity e of an ellipse with axes a > b: b/a = sqrt(1 - e^2).
-    eccentricity = np.clip(dial("nucleus_eccentricity") + rng.normal(0, 0.08, (n, m)), 0, 0.97)
+    eccentricity = np.clip(dial("nucleus_eccentricity") + rng.normal(0, 0.135, (n, m)), 0, 0.97)
     angle = rng.uniform(0, np.pi, (n, m))
     nucleus = _ellipse(radius, 1 / np.sqrt(1 - eccentricity**2), angle)
-    spread = 0.03 if apart else 0.12
+    spread = 0.03 if apart else 0.118
     body_radius = radius * np.sqrt(dial("cytoplasm_area")) * rng.lognormal(0, spread, (n, m))
-    roundness = rng.uniform(1.0, 1.1 if apart else 1.8, (n, m))
-    body = _ellipse(body_radius, roundness, angle + rng.normal(0, 0.4, (n, m)))
+    roundness = rng.uniform(1.0, 1.1 if apart else 1.77, (n, m))
+    body = _ellipse(body_radius, roundness, angle + rng.normal(0, 0.319, (n, m)))
 
-    x, y = rng.uniform(-reach, s + reach, (2, n, m)) - 0.5
-    if crop:  # upstream software centres the crop on a segmented nucleus, to within a pixel or so
-        x[:, 0], y[:, 0] = s / 2 - 0.5 + rng.normal(0, 0.7, (2, n))
-    beside = rng.uniform(size=(n, m)) < dial("clustering")
-    step, host = rng.uniform(2.3, 3.2, (n, m)), rng.uniform(size=(n, m))
-    bearing = rng.uniform(0, 2 * np.pi, (n, m))
     if apart:
         x, y = _apart(rng, body_radius, s)
     else:
-        for j in range(1, m):
-            near = np.floor(host[:, j] * j).astype(int)  # one of those before it
-            there = np.take_along_axis(x, near[:, None], 1)[:, 0] < FAR_PX / 2
-            move = beside[:, j] & there
-            far = (step[:, j] * radius[:, j])[move]
-            x[move, j] = x[move, near[move]] + far * np.cos(bearing[move, j])
-            y[move, j] = y[move, near[move]] + far * np.sin(bearing[move, j])
-            gap = np.hypot(x[:, :j] - x[:, j : j + 1], y[:, :j] - y[:, j : j + 1])
-            room = gap > 0.95 * (radius[:, :j] + radius[:, j : j + 1]) + 1
-            gone = ~room.all(axis=1) | (j >= wanted + crop)
-            x[gone, j] = y[gone, j] = FAR_PX
-        if not crop:
-            x[wanted == 0, 0] = y[wanted == 0, 0] = FAR_PX
+        x, y = _scattered(rng, dial("clustering"), radius, wanted, scene)
 
     # Brightness is shared by the stains of a cell in part, and each stain's own in part.
-    stain = rng.lognormal(0, 0.231, (n, m, 1)) * rng.lognormal(0, 0.119, (n, m, c))
-    stain[:, :, 0] *= dial("dna_content")
+    stain = rng.lognormal(0, 0.206, (n, m, 1)) * rng.lognormal(0, STAIN_SPREAD[:c], (n, m, c))
+    stain[:, :, 0] *= dial("dna_content") * radius / USUAL_RADIUS_PX  # larger ones are thicker too
     stain[:, :, 1:] *= dial("intensity")[:, :, None]
     for i, name in enumerate(CHANNELS[:c]):
         stain[:, :, i] *= dial(f"intensity_{name}")
@@ -176,6 +166,55 @@ def _hands(rng: np.random.Generator, dials: Dials, there: np.ndarray) -> np.ndar
     handedness = np.asarray(dials["handedness"], np.float64)[:, None]
     forced = rng.uniform(size=(n, m)) < np.abs(handedness)
     return np.where(forced, np.sign(handedness), by_agreement)
+
+
+def _scattered(
+    rng: np.random.Generator,
+    clustering: np.ndarray,
+    radius: np.ndarray,
+    wanted: np.ndarray,
+    scene: Scene,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres x, y [n, m] of `wanted` [n] cells, beside a central one where there is a crop.
+
+    A cell without room for its nucleus is tried elsewhere, but inside the image where it was drawn
+    inside and outside where it was outside, and so is one that lies beside another: how many cells
+    an image shows is what the density drew, however large or clustered they are, as long as they
+    fit in.
+    """
+    n, m = radius.shape
+    s, h = scene.canvas_px, scene.image_px
+    crop, side = int(scene.view == "crop"), s + 2 * REACH_PX
+    middle = s / 2 - 0.5
+    free = rng.uniform(-side / 2, side / 2, (TRIES, 2, n, m))  # from the middle
+    within = (np.abs(free[0]) < h / 2).all(axis=0)
+    free[1:] *= np.where(within, h / side, 1.0)
+    beside = rng.uniform(size=(n, m)) < clustering
+    step = rng.uniform(2.3, 3.2, (TRIES, n, m)) * radius
+    bearing = rng.uniform(0, 2 * np.pi, (TRIES, n, m))
+    aside = np.stack([step * np.cos(bearing), step * np.sin(bearing)], 1)
+    host = np.floor(rng.uniform(size=(TRIES, n, m)) * np.arange(m)).astype(int)
+    at = np.full((2, n, m), FAR_PX)
+    if crop:  # upstream software centres the crop on a segmented nucleus, to within a pixel or so
+        at[:, :, 0] = rng.normal(0, 0.7, (2, n))
+    for j in range(crop, m):
+        todo = np.flatnonzero(j < wanted + crop)
+        for k in range(TRIES):
+            if not len(todo):
+                break
+            near = at[:, todo, host[k, todo, j]]
+            # Those that find no room beside another one lie anywhere in the end.
+            move = beside[todo, j] & (near[0] < FAR_PX / 2) & (k < TRIES // 2) & (j > 0)
+            new = np.where(move, near + aside[k, :, todo, j].T, free[k, :, todo, j].T)
+            gap = np.hypot(*(at[:, todo, :j] - new[:, :, None]))
+            # Cells keep their distance, the less the harder it is to find a place.
+            apart = np.where(move, CLOSE, CLOSE + (APART - CLOSE) * (1 - k / TRIES))
+            room = gap > apart[:, None] * (radius[todo, :j] + radius[todo, j : j + 1]) + 1
+            good = room.all(axis=1) & ((np.abs(new) < h / 2).all(axis=0) == within[todo, j])
+            at[:, todo[good], j] = new[:, good]
+            todo = todo[~good]
+    found = np.where(at < FAR_PX / 2, at + middle, FAR_PX)
+    return found[0], found[1]
 
 
 def _apart(
@@ -219,43 +258,43 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     def dial(name: str) -> np.ndarray:
         return np.asarray(dials[name], np.float32)[:, None, None]
 
-    bend_x, bend_y = _textures(rng, np.full(n, 0.0385), s)  # bends the outlines
-    cloud, nucleoli = _textures(rng, np.full(n, 0.0403), s)
-    chromatin, fibres = _textures(rng, np.full(n, 0.184), s)
+    bend_x, bend_y = _textures(rng, np.full(n, 0.0588), s)  # bends the outlines
+    cloud, nucleoli = _textures(rng, np.full(n, 0.0505), s)
+    chromatin, fibres = _textures(rng, np.full(n, 0.22), s)
     er, mito = _organelles(rng, dials, s)
 
     grid = np.arange(s, dtype=np.float32)
     plain_x, plain_y = grid[None, None, :], grid[None, :, None]
-    owner, u, gap = _territories(cells, plain_x + 2.67 * bend_x, plain_y + 2.67 * bend_y)
+    owner, u, gap = _territories(cells, plain_x + 1.94 * bend_x, plain_y + 1.94 * bend_y)
 
     def of_owner(values: np.ndarray) -> np.ndarray:  # [n, m] -> [n, s, s]
         return np.take(values.ravel(), owner)
 
     radius, body_radius = of_owner(cells.radius), of_owner(cells.body_radius)
     edge_px = np.minimum(1 - u, 0.5 * gap) * body_radius  # to the border of the cell
-    inside = np.clip(0.955 * edge_px + 0.103, 0, 1)
+    inside = np.clip(0.955 * edge_px + 0.0822, 0, 1)
     uu = u * u
-    belt = inside * _decay(2.5 * uu)  # between nucleus and border, where some stains are fainter
-    glow = _decay(1.97 * uu)  # light of the whole height of a cell, in focus or not
+    belt = inside * _decay(1.87 * uu)  # between nucleus and border, where some stains are fainter
+    glow = _decay(1.89 * uu)  # light of the whole height of a cell, in focus or not
     polarity = dial("polarity")
     # Organelles lie around the nucleus or, the more polarity there is, in the lobes beside it.
-    around, aside = 1.14 - 0.9 * np.minimum(polarity, 1), polarity * (0.536 + 1.27 * polarity)
-    thickness = inside * (0.46 + 0.942 * around * _decay(10.2 * uu)) + 0.137 * glow
+    around, aside = 1.11 - 0.836 * np.minimum(polarity, 1), polarity * (0.544 + 1.23 * polarity)
+    thickness = inside * (0.715 + 0.502 * around * _decay(10.4 * uu)) + 0.0701 * glow
 
-    dx = plain_x + 0.655 * bend_x - of_owner(cells.x)
-    dy = plain_y + 0.655 * bend_y - of_owner(cells.y)
+    dx = plain_x + 1.06 * bend_x - of_owner(cells.x)
+    dy = plain_y + 1.06 * bend_y - of_owner(cells.y)
     xx, xy, yy = (of_owner(values) for values in cells.nucleus)
     un = np.sqrt(xx * dx * dx + xy * dx * dy + yy * dy * dy)
     nucleus = np.clip((1 - un) * radius + 0.5, 0, 1)
-    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.61), 0, 1)
-    halo = _decay(0.427 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
+    nucleoli = nucleus * np.clip(3 * (nucleoli - 0.445), 0, 1)
+    halo = _decay(0.264 * np.maximum(un - 1, 0) * radius)  # out-of-focus light
     outside_nucleus = 1 - nucleus
-    cloud = 1 + 0.144 * cloud
+    cloud = 1 + 0.16 * cloud
 
     # Three lobes of organelles around the nucleus, the Golgi's light in every stain.
     relative_x, relative_y = dx / radius, dy / radius
     turns = (np.zeros_like(cells.hand), MITO_TURN * cells.hand, ER_TURN * cells.hand)
-    sharp = 0.227 + 1.86 * polarity  # a glow around the nucleus, or three spots
+    sharp = 0.285 + 1.25 * polarity  # a glow around the nucleus, or three spots
     lobes = []
     for turn in turns:
         angle = 2 * np.pi * (cells.golgi + turn).astype(np.float64)
@@ -269,37 +308,37 @@ def paint(rng: np.random.Generator, cells: Cells, dials: Dials, scene: Scene) ->
     chromatin_contrast = dial("chromatin_texture")
     photons = np.empty((n, c, s, s), np.float32)
     photons[:, 0] = (
-        nucleus * (0.824 + chromatin_contrast * chromatin - 0.439 * nucleoli)
-        + 0.271 * halo
-        + 0.037 * glow
+        nucleus * (1.49 - 0.125 * un * un + chromatin_contrast * chromatin - 0.262 * nucleoli)
+        + 0.44 * halo
+        + 0.034 * glow
     )
     photons[:, 1] = (
-        thickness * cloud * (0.667 + 0.0234 * outside_nucleus)
-        - 0.307 * belt
-        + 2.19 * nucleoli
-        + 2.5 * cap
+        thickness * cloud * (0.747 + 0.0176 * outside_nucleus)
+        - 0.524 * belt
+        + 1.74 * nucleoli
+        + 2.71 * cap
     )
-    reticulum = 1 + 0.407 * granularity * er
-    photons[:, 2] = thickness * cloud * (0.561 + 0.0838 * outside_nucleus) * reticulum + (
-        2.18 * cap + 2.89 * aside * er_lobe
-    ) * (0.947 + 0.445 * reticulum)
+    reticulum = 1 + 0.525 * granularity * er
+    photons[:, 2] = thickness * cloud * (0.876 + 0.0551 * outside_nucleus) * reticulum + (
+        3.28 * cap + 2.54 * aside * er_lobe
+    ) * (1.26 + 0.377 * reticulum)
     if c > 3:
-        rim = inside * _decay(0.438 * (edge_px - 1) ** 2)
-        golgi = golgi_lobe * (0.9 + 0.353 * golgi_lobe) * (1 + 0.117 * chromatin)
+        rim = inside * _decay(0.45 * (edge_px - 1) ** 2)
+        golgi = golgi_lobe * (1.2 + 0.242 * golgi_lobe) * (1 + 0.0625 * chromatin)
         photons[:, 3] = (
-            inside * (0.44 + 0.0507 * fibres)
-            + 0.721 * thickness
-            - 0.177 * belt
-            + 0.0494 * rim
-            + 1.08 * nucleus
-            + (2.24 + 0.832 * aside) * golgi
+            inside * (0.542 + 0.0518 * fibres)
+            + 0.491 * thickness
+            - 0.151 * belt
+            + 0.0457 * rim
+            + 0.962 * nucleus
+            + (2.46 + 0.824 * aside) * golgi
         )
     if c > 4:
-        network = np.maximum(1 + 1.54 * granularity * mito, 0) * cloud
+        network = np.maximum(1 + 1.52 * granularity * mito, 0) * cloud
         photons[:, 4] = (
-            0.0164 * glow
-            + inside * around * _decay(185.0 * uu) * (1.49 + 1.96 * outside_nucleus * network)
-            + (0.697 * cap + 0.439 * aside * mito_lobe) * (0.706 + 0.506 * network)
+            0.0293 * glow
+            + inside * around * _decay(239.0 * uu) * (1.13 + 2.67 * outside_nucleus * network)
+            + (0.423 * cap + 0.791 * aside * mito_lobe) * (0.716 + 0.451 * network)
         )
     if c > 5:  # stress fibres and cortex
         photons[:, 5] = inside * (0.2 + 0.5 * _decay(6.0 * fibres * fibres)) + 0.5 * rim

@@ -12,7 +12,7 @@ from .rendering import Optics
 CONTROL = "control"
 COLUMNS = 12  # of a plate
 # Usual sigma of the point-spread function, a channel of `rendering.CHANNELS`.
-BLUR_PX = np.array([0.805, 0.83, 0.703, 0.769, 0.63, 0.75, 0.75, 0.75])
+BLUR_PX = np.array([0.719, 0.77, 0.592, 0.716, 0.525, 0.75, 0.75, 0.75])
 WELL_SPREAD = 0.02  # of the logarithm of a dial, between wells of one treatment
 CONFOUNDED_STEPS = 1.5  # that a batch of one treatment turns a dial, up or down
 POSITION_STEPS = 2.0  # that a dial is turned between the middle and the edge of a plate

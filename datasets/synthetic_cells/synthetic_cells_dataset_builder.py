@@ -60,7 +60,7 @@ SHOWN = {  # channels of the pictures of a dial, where the composite does not sh
     "chromatin_texture": (0,),
     "texture_frequency": (2,),
     "granularity": (2,),
-    "colocalisation": (4, 2, 0),
+    "colocalisation": (4, 2),
     "handedness": (4, 3, 2),
     "agreement": (4, 3, 2),
     "polarity": (4, 3, 2),
@@ -74,16 +74,28 @@ SHOWN = {  # channels of the pictures of a dial, where the composite does not sh
 # more, smaller cells.
 SHOWN_ON = {
     "texture_frequency": {"granularity": 0.6},
-    "colocalisation": {"granularity": 0.6},
+    "colocalisation": {
+        "granularity": 1.2,
+        "texture_frequency": 0.145,
+        "polarity": 0.0,
+        "exposure": 16.0,
+        "nucleus_size": 14.0,
+        "cytoplasm_area": 12.0,
+        "cell_density": 2.0,
+    },
     "clustering": {"nucleus_size": 3.5, "cytoplasm_area": 8.0, "cell_density": 9.0},
 }
+RELATIVE_PX = {"colocalisation": 5.0}  # shown relative to the light around: texture alone
+SHOWN_PX = {"colocalisation": 60, **dict.fromkeys(CLASSES, 80)}  # images of others are of 96 px
+SHOWN_CELLS = 4  # of the dials of `CLASSES`
 
 
 class Builder(ImageDatasetBuilder):
     """Plates of wells, each drawn on its own; a unit is a well."""
 
-    VERSION = tfds.core.Version("2.3.0")
+    VERSION = tfds.core.Version("2.4.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.4.0": "Density alone says how many cells; nuclei keep apart; half the counts a photon.",
         "2.3.0": "Skewed shot noise; constants fitted to real plates on more wells.",
         "2.2.0": "Other random numbers; relational presets test on four plates of seven.",
         "2.1.0": "Pairs of cells lie about the middle; constants fitted to real plates.",
@@ -167,7 +179,8 @@ class Builder(ImageDatasetBuilder):
             ends = (np.clip(dial.turned(steps), dial.low, dial.high) for steps in (-2, 2))
             stain = name.removeprefix("intensity_")
             channels = (CHANNELS.index(stain),) if stain in CHANNELS else SHOWN.get(name, COMPOSITE)
-            found.append(Dial(name, dial.meaning, dial.control, *ends, dial.log, channels))
+            around = RELATIVE_PX.get(name, 0.0)
+            found.append(Dial(name, dial.meaning, dial.control, *ends, dial.log, channels, around))
         return found
 
     @classmethod
@@ -176,28 +189,39 @@ class Builder(ImageDatasetBuilder):
         dial: str,
         values: Sequence[float],
         *,
-        image_px: int = 96,
+        image_px: int = 0,
         seed: int = 0,
         noise: bool = True,
     ) -> np.ndarray:
         """The same field at each value of a dial, everything else held: uint16 [n, h, w, c].
 
-        Handedness and agreement are shown on cells that are drawn apart, cells per well as the
-        crops of a well beside each other (`_well_sweep`). `InputError` for a dial that there is
-        not.
+        image_px: 0 is the size that shows the dial best. Handedness and agreement are shown on a
+        few cells that are drawn apart, cells per well as the crops of a well beside each other
+        (`_well_sweep`). `InputError` for a dial that there is not.
         """
         if dial not in DIALS:
             raise InputError(f"synthetic_cells has no dial {dial!r}; there are: {', '.join(DIALS)}")
         if dial in OF_WELLS:
             return cls._well_sweep(values, seed=seed, noise=noise)
+        images = []
+        for draw, cells, dials, scene in cls._swept(dial, values, image_px, seed):
+            technique = Optics(*np.ones((3, scene.n_channels)))
+            light = collect(paint(draw, cells, dials, scene), dials, technique)
+            camera = rng(seed, WELL, 1)  # the same noise, whatever was drawn before
+            images.append(expose(camera, light, dials["exposure"], noise=noise)[0])
+        return np.stack(images)
+
+    @classmethod
+    def _swept(
+        cls, dial: str, values: Sequence[float], image_px: int, seed: int
+    ) -> Iterator[tuple[np.random.Generator, Cells, Dials, Scene]]:
+        """Of each value the cells of a field of one, and what they were placed with."""
+        image_px = image_px or SHOWN_PX.get(dial, 96)
         n_channels = len(CHANNELS) if dial.removeprefix("intensity_") in CHANNELS[5:] else 5
-        scene = Scene(image_px, n_channels, "field")
+        scene = Scene(image_px, n_channels, "field", SHOWN_CELLS if dial in CLASSES else 0)
         held = dict(SHOWN_ON.get(dial, {}))
         if dial in CLASSES:
-            arranged = PRESETS["neighbour_agreement_only"]
-            scene, held = scene_of(arranged), dict(arranged.held)
-        technique = Optics(np.ones(n_channels), np.ones(n_channels), np.ones(n_channels))
-        images = []
+            held = dict(PRESETS["neighbour_agreement_only"].held)
         for value in values:
             draw = rng(seed, WELL, 0)
             dials = {
@@ -205,11 +229,27 @@ class Builder(ImageDatasetBuilder):
                 for name, other in (BIOLOGY | OPTICS).items()
             }
             dials[dial] = np.array([float(value)])
-            cells = place(draw, dials, scene)
-            light = collect(paint(draw, cells, dials, scene), dials, technique)
-            camera = rng(seed, WELL, 1)  # the same noise, whatever was drawn before
-            images.append(expose(camera, light, dials["exposure"], noise=noise)[0])
-        return np.stack(images)
+            yield draw, place(draw, dials, scene), dials, scene
+
+    @classmethod
+    def marks(cls, dial: str, values: Sequence[float], *, seed: int = 0) -> np.ndarray | None:
+        """Rings around the cells of `sweep`, uint8 [n, h, w]: 1 if right-handed, 2 if left-handed.
+
+        0 elsewhere; None for a dial that has nothing to do with hands.
+        """
+        if dial not in CLASSES:
+            return None
+        found = []
+        for _, cells, _, scene in cls._swept(dial, values, 0, seed):
+            rings = np.zeros((scene.image_px, scene.image_px), np.uint8)
+            first = (scene.canvas_px - scene.image_px) // 2
+            y, x = np.mgrid[: scene.image_px, : scene.image_px] + first
+            for i in range(scene.n_cells):
+                distance = np.hypot(y - cells.y[0, i], x - cells.x[0, i])
+                on = np.abs(distance - 1.08 * cells.body_radius[0, i]) < 0.5
+                rings[on] = 1 if cells.hand[0, i] > 0 else 2
+            found.append(rings)
+        return np.stack(found)
 
     @classmethod
     def _well_sweep(cls, values: Sequence[float], *, seed: int, noise: bool) -> np.ndarray:

@@ -21,7 +21,7 @@ from bioimg_jax.errors import InputError
 from .dials import DIALS
 from .expression import DRIVERS, draw_counts, latents, make_genes, patient_depth
 from .hest import Section, write_task
-from .placement import NAMES, PIXEL_UM
+from .placement import NAMES, PIXEL_UM, Nuclei
 from .presets import PRESETS, Preset, spot_dials
 from .rendering import CHANNELS, draw
 from .scanner import draw_scanner
@@ -35,6 +35,23 @@ SPLITS = (
 BLOCK = 16  # spots of 128 x 128 px drawn at a time: memory grows with neither section nor image
 SECTION_SPREAD = 0.06  # of the logarithm of both stains, between sections: thickness
 FOLDS = 3
+# What the picture of a dial is of, where usual tissue would not show it: large pale nuclei from
+# near by, a mixture of types from afar.
+SHOWN_ON = {
+    "chromatin_um": {"infiltrate": 0.0, "stroma": 0.0, "nuclear_size": 1.3, "blur_um": 0.25},
+    "compartments": {"infiltrate": 0.5, "stroma": 0.0, "clustering": 0.0, "density": 9000.0},
+}
+SHOWN_PX = {"chromatin_um": 48, "compartments": 256}  # images of others are of 128 px
+SHOWN = {"chromatin_um": (0,)}  # red alone, which haematoxylin absorbs, in all the greys there are
+# Colours of types where their places are what a dial is about: tumour, immune cells, stroma.
+MARKS = {
+    "tumour": 2,
+    "epithelial": 1,
+    "lymphocyte": 3,
+    "plasma": 3,
+    "fibroblast": 4,
+    "endothelial": 4,
+}
 
 METADATA = {
     "centre": "text",
@@ -194,7 +211,14 @@ class Builder(ImageDatasetBuilder):
     def dials(cls) -> list[Dial]:
         """What can be turned spot by spot."""
         return [
-            Dial(name, f"{dial.what}, {dial.unit}", dial.default, dial.low, dial.high)
+            Dial(
+                name,
+                f"{dial.what}, {dial.unit}",
+                dial.default,
+                dial.low,
+                dial.high,
+                channels=SHOWN.get(name, (0, 1, 2)),
+            )
             for name, dial in DIALS.items()
         ]
 
@@ -207,21 +231,54 @@ class Builder(ImageDatasetBuilder):
         seed: int = 0,
         config: str = "",
         held: Mapping[str, float] | None = None,
-        image_px: int = 128,
+        image_px: int = 0,
     ) -> np.ndarray:
         """The same tissue with one dial at each of the values: uint8 [n, image_px, image_px, 3].
 
-        The other dials are as `held`, else at the levels of the config.
+        The other dials are as `held`, else at the levels of the config; without `held` and
+        `image_px` of 0 they are as shows the dial best.
         """
+        return cls._swept(dial, values, seed, config, held, image_px)[0]
+
+    @classmethod
+    def marks(cls, dial: str, values: Sequence[float], *, seed: int = 0) -> np.ndarray | None:
+        """Discs on the nuclei of `sweep` in the colour of their types (`MARKS`), uint8 [n, h, w].
+
+        0 elsewhere; None for a dial that is seen without.
+        """
+        if dial != "compartments":
+            return None
+        images, nuclei = cls._swept(dial, values, seed, "", None, 0)
+        marks = np.zeros(images.shape[:3], np.uint8)
+        y, x = np.mgrid[: images.shape[1], : images.shape[2]]
+        for i, j in zip(*np.nonzero(nuclei.kind >= 0), strict=True):
+            distance = np.hypot(y - nuclei.y[i, j], x - nuclei.x[i, j])
+            marks[i, distance < nuclei.radius[i, j]] = MARKS[NAMES[nuclei.kind[i, j]]]
+        return marks
+
+    @classmethod
+    def _swept(
+        cls,
+        dial: str,
+        values: Sequence[float],
+        seed: int,
+        config: str,
+        held: Mapping[str, float] | None,
+        image_px: int,
+    ) -> tuple[np.ndarray, Nuclei]:
+        """Images of `sweep` and their nuclei."""
         unknown = [name for name in (dial, *(held or {})) if name not in DIALS]
         if unknown:
             raise InputError(
                 f"synthetic_tissue has no dial {unknown[0]!r}; there are: {', '.join(DIALS)}"
             )
+        if held is None and not image_px:
+            held = SHOWN_ON.get(dial)
+        image_px = image_px or SHOWN_PX.get(dial, 128)
         rngs = [_rng(seed, SPOT, 0, 0, 0) for _ in values]
         levels = PRESETS[cls.resolve_config(config)].levels
         turned = {**levels, **(held or {}), dial: np.asarray(values)}
-        return draw(rngs, turned, image_px=image_px)[0]
+        return draw(rngs, turned, image_px=image_px)
 
     @classmethod
     def write_hest(cls, out: str | Path, config: str, options: Mapping[str, Any]) -> Path:

@@ -45,3 +45,31 @@ def test_images_of_a_row_share_one_scale(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         matplotlib.image.imread(tmp_path / "photographs.png")[4, 4, :3], 0.2, atol=1e-6
     )
+
+
+def test_two_channels_are_red_and_green_relative_to_the_light_around(tmp_path: Path) -> None:
+    """A ramp is even light beside what is around it; a mark is drawn over everything."""
+    ramp = np.linspace(1000, 4000, 240)[None, None, :, None]
+    images = np.broadcast_to(ramp, (1, 240, 240, 2)).astype(np.uint16)
+    images[0, 100:104, 100:104, 0] *= 2
+    marks = np.zeros((1, 240, 240), np.uint8)
+    marks[0, 10, 10] = 1
+    path = tmp_path / "row.png"
+    write_strip(path, images, (0, 1), relative_px=4.0, marks=marks)
+    row = matplotlib.image.imread(path)[..., :3]
+    assert row.shape == (240, 240, 3)
+    np.testing.assert_allclose(row[10, 10], 1.0)
+    np.testing.assert_allclose(np.delete(row[..., 2].ravel(), 10 * 240 + 10), 0.0)
+    assert row[102, 102, 0] == 1.0
+    quiet = row[200:210, 60:180, 0]
+    assert quiet.std() < 0.05
+
+
+def test_marks_say_the_hand_of_a_cell_and_the_type_of_a_nucleus() -> None:
+    cells = find_builder("synthetic_cells").marks("agreement", [0.5, 1.0])
+    assert set(np.unique(cells[0])) == {0, 1, 2} and len(np.unique(cells[1])) == 2
+    assert find_builder("synthetic_cells").marks("gain", [1.0]) is None
+    tissue = find_builder("synthetic_tissue")
+    marks = tissue.marks("compartments", [0.0, 1.0])
+    assert marks.shape == tissue.sweep("compartments", [0.0, 1.0]).shape[:3]
+    assert set(np.unique(marks)) == {0, 2, 3}
