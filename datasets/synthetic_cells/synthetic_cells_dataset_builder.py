@@ -70,8 +70,8 @@ SHOWN = {  # channels of the pictures of a dial, where the composite does not sh
     "exposure": (3,),
 }
 
-# What a dial is shown on, where the usual cells would not show it: organelles of more contrast, and
-# more, smaller cells.
+# What a dial is shown on, where the usual cells would not show it: organelles of more contrast,
+# larger nuclei, or more, smaller cells.
 SHOWN_ON = {
     "texture_frequency": {"granularity": 0.6},
     "colocalisation": {
@@ -83,10 +83,16 @@ SHOWN_ON = {
         "cytoplasm_area": 12.0,
         "cell_density": 2.0,
     },
+    "chromatin_texture": {"nucleus_size": 14.0, "cytoplasm_area": 4.0, "exposure": 16.0},
     "clustering": {"nucleus_size": 3.5, "cytoplasm_area": 8.0, "cell_density": 9.0},
 }
-RELATIVE_PX = {"colocalisation": 5.0}  # shown relative to the light around: texture alone
-SHOWN_PX = {"colocalisation": 60, **dict.fromkeys(CLASSES, 80)}  # images of others are of 96 px
+# Shown relative to the light around: texture alone.
+RELATIVE_PX = {"colocalisation": 5.0, "chromatin_texture": 5.0}
+SHOWN_PX = {
+    "colocalisation": 60,
+    "chromatin_texture": 60,
+    **dict.fromkeys(CLASSES, 80),
+}  # images of others are of 96 px
 SHOWN_CELLS = 4  # of the dials of `CLASSES`
 
 
