@@ -14,11 +14,12 @@ from configs import common, eval_expression, eval_profiles, known_truth
 
 CELLS, TISSUE = "mae_cells", "mae_tissue"
 BENCHMARKS = "linear,knn,few_shot,ridge"
-SCREEN, SPOTS = {"options": "images_per_site=2"}, {"options": "spots_per_section=16"}
+SCREEN, FIELDS = {"options": "images_per_site=2"}, {"options": "images_per_site=4"}
+SPOTS = {"options": "spots_per_section=16"}
 # Preset -> encoders that it is evaluated with, beside what known_truth.py says of it.
 PRESETS: dict[str, dict[str, Any]] = {
     # As many images as the others, so that programs compiled for them are used again.
-    "density_only": {"encoders": CELLS, "data": {"options": "images_per_site=4"}},
+    "density_only": {"encoders": f"{CELLS},supervised_density", "data": FIELDS},
     "intensity_only": {"encoders": CELLS},
     # The attentive probe looks at tokens, which are many numbers: here alone.
     "texture_only": {
@@ -53,6 +54,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tissue_texture": {"encoders": TISSUE, "data": SPOTS},
     "tissue_null": {"encoders": TISSUE, "data": SPOTS},
 }
+# Dials by what they turn: which of them does a protocol respond to?
+DIALS = {
+    "count": ["cell_density", "clustering"],
+    "nuclei": ["nucleus_size", "nucleus_eccentricity", "dna_content", "chromatin_texture"],
+    "stains": ["intensity_ER", "intensity_AGP", "intensity_Mito"],
+    "organelles": ["texture_frequency", "granularity", "polarity", "cytoplasm_area"],
+}
 # What drives the genes of a tissue -> the factors of a spot that it follows from.
 DRIVERS = {
     "composition": ["truth_share_lymphocyte", "truth_share_plasma"],
@@ -73,9 +81,15 @@ AUDITS = (
     "handedness_only",
     "mixed_screen",
     "tissue_layout",
+    "tissue_default",
 )
 CONFOUNDED = ("position_only", "batch_confounded")
-WITHHELD = {"position_withheld": ("position_only", "withhold=true")}  # name -> config, options
+# Name -> data set, config and options, where the name is not that of a config.
+OF_CONFIG = {
+    "position_withheld": ("synthetic_cells", "position_only", "withhold=true"),
+    "tissue_layout": ("synthetic_tissue", "tissue_layout", SPOTS["options"]),
+    "tissue_default": ("synthetic_tissue", "default", SPOTS["options"]),
+}
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -88,6 +102,9 @@ def get_config() -> ml_collections.ConfigDict:
                 CELLS: _mae("synthetic_cells", "mixed_screen", **SCREEN, crop_px=64, steps=160),
                 TISSUE: _mae("synthetic_tissue", "default", **SPOTS, crop_px=128, steps=90),
                 "supervised_position": _supervised("position_only", "treatment", steps=100),
+                "supervised_density": _supervised(
+                    "density_only", "treatment", steps=80, crop_px=128, **FIELDS
+                ),
                 "supervised_handedness": _supervised("handedness_only", "handedness"),
                 "supervised_agreement": _supervised(
                     "neighbour_agreement_only",
@@ -106,9 +123,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _audit(name: str) -> dict[str, Any]:
     """The metadata audit of a preset's design over seeds, and what it must say."""
-    config, options = WITHHELD.get(name, (name, ""))
+    data_set, config, options = OF_CONFIG.get(name, ("synthetic_cells", name, ""))
     return {
-        "name": "synthetic_tissue" if config in known_truth.TISSUE else "synthetic_cells",
+        "name": data_set,
         "config": config,
         "options": options,
         "seeds": 200,
@@ -124,6 +141,7 @@ def _screen(preset: str) -> dict[str, Any]:
         "preset": preset,
         "truth": "truth_mechanism",  # features of the factors
         "factors": ["every dial"],
+        "groups": DIALS,  # and what some of them alone would score
         "control": "is_control",
         "class": "mechanism",
         "gene": "compound",
@@ -140,7 +158,7 @@ def _screen(preset: str) -> dict[str, Any]:
         "evaluate": about["evaluate"]
         | {
             "alignments": "centerscale_on_controls",
-            "benchmarks": "nsc,nscb_deepprofiler,activity,consistency,relationships,retrieval",
+            "benchmarks": "nsc,activity,consistency,relationships,retrieval",
             "permutations": 199,
             "beyond": "",
             "nuisance": False,
@@ -200,11 +218,20 @@ def _mae(name: str, config: str, options: str, *, crop_px: int, steps: int) -> d
 
 
 def _supervised(
-    config: str, target: str, *, steps: int = 150, hidden: int = 0, starts_from: str = ""
+    config: str,
+    target: str,
+    *,
+    options: str = "",
+    crop_px: int = 64,
+    steps: int = 150,
+    hidden: int = 0,
+    starts_from: str = "",
 ) -> dict[str, Any]:
     flips = config != "handedness_only"  # which a flip would erase
     return {
-        "data": common.data(config=config, crop_px=64, flips=flips, rotations=True),
+        "data": common.data(
+            config=config, options=options, crop_px=crop_px, flips=flips, rotations=True
+        ),
         "encoder": common.small_resnet(),
         "objective": {
             "name": "supervised",

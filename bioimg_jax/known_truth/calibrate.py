@@ -84,6 +84,7 @@ def calibrate(
     start = time.time()
     _check(config)
     workdir.mkdir(parents=True, exist_ok=True)
+    resumed = (workdir / "config.json").exists()
     command_line.check_config(workdir, dict(config))
     command_line.write_json(workdir / "config.json", config)
     done = _done(_tasks(config, workdir, command), processes)
@@ -101,6 +102,7 @@ def calibrate(
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
         "wall_s": round(time.time() - start, 1),
+        "resumed": resumed,
         "took_s": {name: round(one.seconds, 1) for name, one in evaluated.items()},
         "processes": processes,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -175,6 +175,36 @@ def evaluate_images(
     return Images(evaluation, dataset, results)
 
 
+def outcomes_of(name: str, results: Mapping[str, Any]) -> Iterator[Outcome]:
+    """What every benchmark made of every target, by what results.json has of it."""
+    for benchmark in results["benchmarks"]:
+        for row in results["targets"]:
+            target = row["name"]
+            shown = headline_rows(results["scores"], target, benchmark)
+            if not shown:  # a protocol that could not be run
+                continue
+            splits = results["data"]["splits"].get(target)
+            n_test = sum(split["test"] for split in splits.values()) if splits else 0
+            yield Outcome(
+                preset=name,
+                benchmark=benchmark,
+                target=target,
+                metric=shown[0]["metric"],
+                chance=shown[0]["chance"] or 0.0,
+                ceiling=shown[0]["ceiling"],
+                n_test=n_test or row["n_examples"],
+                n_units=shown[0]["n_units"],
+                confounded=row["verdict"],
+                verdicts={
+                    v["encoder"]: v["word"]
+                    for v in results["verdicts"]
+                    if (v["benchmark"], v["target"]) == (benchmark, target)
+                },
+                shown=[_shown(score) for score in shown],
+                layers=_layers(results["scores"], target, benchmark),
+            )
+
+
 def _outcomes(
     name: str, flipped: bool, images: Images, folder: Path
 ) -> tuple[list[Outcome], list[Check]]:
@@ -183,46 +213,20 @@ def _outcomes(
     And, where they are asked for, of the same encoders on randomly flipped images, with what the
     symmetry audit must say of them.
     """
-    results, dataset = images.results, images.dataset
+    declaration = images.dataset.declaration
     outcomes = []
-    for benchmark in results["benchmarks"]:
-        for row in results["targets"]:
-            target = row["name"]
-            shown = headline_rows(results["scores"], target, benchmark)
-            words = {
-                v["encoder"]: v["word"]
-                for v in results["verdicts"]
-                if (v["benchmark"], v["target"]) == (benchmark, target)
-            }
-            splits = results["data"]["splits"][target].values()
-            outcomes.append(
-                Outcome(
-                    preset=name,
-                    benchmark=benchmark,
-                    target=target,
-                    metric=shown[0]["metric"],
-                    chance=shown[0]["chance"],
-                    ceiling=shown[0]["ceiling"],
-                    n_test=sum(split["test"] for split in splits),
-                    n_units=shown[0]["n_units"],
-                    confounded=row["verdict"],
-                    verdicts=words,
-                    shown=[shown_row(score) for score in shown],
-                    factors=[
-                        name.removeprefix("factor_").removeprefix("truth_")
-                        for name in dataset.declaration.target(target).truth
-                    ],
-                    layers=_layers(results["scores"], target, benchmark),
-                )
-            )
+    for outcome in outcomes_of(name, images.results):
+        truth = declaration.target(outcome.target).truth
+        factors = [factor.removeprefix("factor_").removeprefix("truth_") for factor in truth]
+        outcomes.append(dataclasses.replace(outcome, factors=factors))
     if not flipped:
         return outcomes, []
-    rows, layers, audited = flipped_scores(images.evaluation, dataset, folder)
+    rows, layers, audited = flipped_scores(images.evaluation, images.dataset, folder)
     turned = dataclasses.replace(
         outcomes[0],
         preset=f"{name}, flipped",
         verdicts={},
-        shown=[shown_row(row) for row in rows],
+        shown=[_shown(row) for row in rows],
         layers=_layers(layers, outcomes[0].target, outcomes[0].benchmark),
     )
     erased = Check(
@@ -240,11 +244,11 @@ def _layers(
     for score in scores:
         asked = (score["target"], score["benchmark"]) == (target, benchmark)
         if asked and score["block"] != SELECTED:
-            found.setdefault(score["representation"], []).append(shown_row(score))
+            found.setdefault(score["representation"], []).append(_shown(score))
     return found
 
 
-def shown_row(score: Mapping[str, Any]) -> Shown:
+def _shown(score: Mapping[str, Any]) -> Shown:
     """What an outcome shows of a row of results.json."""
     return Shown(
         representation=score["representation"],

@@ -21,7 +21,6 @@ import pandas as pd
 from bioimg_jax import command_line
 from bioimg_jax.benchmarks.ladder import CHANCE, TRUTH
 from bioimg_jax.benchmarks.protocols import GENE
-from bioimg_jax.benchmarks.score import headline_rows
 from bioimg_jax.data.builders import find_builder
 from bioimg_jax.expression import OFFICIAL, evaluate_expression
 from bioimg_jax.features.hest import SECTION, read_annotations
@@ -31,9 +30,9 @@ from bioimg_jax.known_truth.experiments import (
     Evaluated,
     about_data,
     evaluate_images,
+    outcomes_of,
     preset_folder,
     process_of,
-    shown_row,
 )
 from bioimg_jax.profiles import KINDS, evaluate_profiles
 from bioimg_jax.results import RESULTS, about_run, publish
@@ -60,7 +59,7 @@ def evaluate_screen(name: str, config: Config, workdir: Path, command: str) -> E
     with process_of(workdir, folder):
         source = preset_folder(workdir, about["preset"])
         profiles, settings = copy.deepcopy(about["profiles"]), copy.deepcopy(about["evaluate"])
-        profiles["tables"], floors = _tables(source, about["truth"])
+        profiles["tables"], floors = _tables(source, about["truth"], about["groups"])
         settings["floors"] = ",".join((CHANCE, *floors))
         first = next(iter(profiles["tables"].values()))["source"]
         settings["pair_lists"] = str(_same_class(first, about, folder / PAIRS))
@@ -74,11 +73,25 @@ def evaluate_screen(name: str, config: Config, workdir: Path, command: str) -> E
     return Evaluated(outcomes, [], data, time.monotonic() - begun)
 
 
-def _tables(source: Path, truth: str) -> tuple[dict[str, Any], list[str]]:
-    """The config's tables of a preset's features, the truth first, and those that are floors."""
+def _tables(
+    source: Path, truth: str, groups: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Any], list[str]]:
+    """The config's tables of a preset's features, the truth first, and those that are floors.
+
+    Groups of the factors, by their names, are shown beside the truth and are no floors.
+    """
     rows = json.loads((source / RESULTS).read_text(encoding="utf-8"))["scores"]
     kinds = {row["representation"]: row["kind"] for row in rows}
     found = {DIALS: _table(source, truth, "imported")}
+    settings = json.loads((source / "config.json").read_text())["data"]
+    plan = find_builder(settings["name"]).plan_resolved(
+        "", settings["config"], command_line.options(settings["options"])
+    )
+    known = plan.declaration.target(truth.removeprefix(f"{TRUTH}_")).truth
+    for group, factors in groups.items():
+        columns = "|".join(str(known.index(f"factor_{factor}")) for factor in factors)
+        only = f":({columns})$"  # of the table's features, numbered in the order of the factors
+        found[f"{DIALS}_{group}"] = {**_table(source, truth, "combined"), "only": only}
     floors = []
     for name, kind in kinds.items():
         if kind in KINDS and (source / "features" / f"{name}.h5ad").exists():
@@ -178,29 +191,16 @@ def _outcomes(
 
     Of expression the official variant alone, under the name of what drives its genes.
     """
-    for benchmark in results["benchmarks"]:
-        for row in results["targets"]:
-            target = row["name"]
-            shown = headline_rows(results["scores"], target, benchmark)
-            if not shown or (driver and target != OFFICIAL):
-                continue
-            known = next(score for score in shown if score["representation"] == DIALS)
-            rows = [shown_row(score) for score in shown if score is not known]
-            yield Outcome(
-                preset=name,
-                benchmark=benchmark if driver else f"profiles, {benchmark}",
-                target=driver or target,
-                metric=known["metric"],
-                chance=known["chance"] or 0.0,
-                ceiling=known["value"],
-                n_test=row["n_examples"],
-                n_units=known["n_units"],
-                confounded=row["verdict"],
-                verdicts={
-                    verdict["encoder"]: verdict["word"]
-                    for verdict in results["verdicts"]
-                    if (verdict["benchmark"], verdict["target"]) == (benchmark, target)
-                },
-                shown=[dataclasses.replace(shown_row(known), kind=TRUTH), *rows],
-                factors=factors,
-            )
+    for outcome in outcomes_of(name, results):
+        if driver and outcome.target != OFFICIAL:
+            continue
+        (known,) = (one for one in outcome.shown if one.representation == DIALS)
+        others = [one for one in outcome.shown if one is not known]
+        yield dataclasses.replace(
+            outcome,
+            benchmark=outcome.benchmark if driver else f"profiles, {outcome.benchmark}",
+            target=driver or outcome.target,
+            ceiling=known.value,
+            shown=[dataclasses.replace(known, kind=TRUTH), *others],
+            factors=factors,
+        )

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bioimg_jax.benchmarks.ladder import STEP0
+from bioimg_jax.benchmarks.ladder import STEP0, TRUTH
 from bioimg_jax.errors import InputError
 from bioimg_jax.report.page import environment
 from bioimg_jax.representations.representation import KINDS
 
 PAGE, TEXT = "calibration.html", "calibration.md"
+RESUMED = " (the last of several calls: what the others had finished was used again)"
 MOST_FACTORS = 4  # that the text names
 
 
@@ -24,15 +25,44 @@ def write_calibration(workdir: Path) -> Path:
     except ValueError:
         raise InputError(f"{path} is not readable JSON") from None
     tables = [_table(found["outcomes"], name) for name in _benchmarks(found["outcomes"])]
+    best = _best(found["outcomes"])
     page = workdir / PAGE
     template = environment().get_template("calibration.html")
-    page.write_text(template.render(found=found, tables=tables), encoding="utf-8")
-    (workdir / TEXT).write_text(_text(found, tables), encoding="utf-8")
+    html = template.render(found=found, tables=tables, best=best)
+    page.write_text(html, encoding="utf-8")
+    (workdir / TEXT).write_text(_text(found, tables, best), encoding="utf-8")
     return page
 
 
 def _benchmarks(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(outcome["benchmark"] for outcome in outcomes))
+
+
+def _best(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What each benchmark finds of what a label was drawn from: the best that is not the truth.
+
+    Of targets that several benchmarks were tried on.
+    """
+    by_target: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for outcome in outcomes:
+        by_target.setdefault((outcome["preset"], outcome["target"]), {})[outcome["benchmark"]] = (
+            outcome
+        )
+    several = [of for of in by_target.values() if len(of) > 1]
+    columns = list(dict.fromkeys(benchmark for of in several for benchmark in of))
+    rows = []
+    for of in several:
+        first = next(iter(of.values()))
+        cells = [_best_of(of[name]) if name in of else "" for name in columns]
+        about = [first["preset"], _factors(first["factors"]), first["target"]]
+        rows.append([*about, *cells])
+    return {"columns": columns, "rows": rows}
+
+
+def _best_of(outcome: Mapping[str, Any]) -> str:
+    others = [one for one in outcome["shown"] if one["kind"] != TRUTH]
+    best = max(others, key=lambda one: one["value"])
+    return f"{_column(best)} {best['share']:.0%}"
 
 
 def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, Any]:
@@ -41,7 +71,7 @@ def _table(outcomes: Sequence[Mapping[str, Any]], benchmark: str) -> dict[str, A
     columns: dict[str, str] = {}
     for outcome in mine:
         for one in outcome["shown"]:
-            if one["kind"] != "truth":
+            if one["kind"] != TRUTH:
                 columns.setdefault(_column(one), one["kind"])
     order = sorted(columns, key=lambda name: KINDS.index(columns[name]))
     rows = []
@@ -82,13 +112,15 @@ def _entry(one: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
+def _text(
+    found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]], best: Mapping[str, Any]
+) -> str:
     """The same as Markdown."""
     checks, audits = found["checks"], found["audits"]
     processes = "1 process" if found["processes"] == 1 else f"{found['processes']} processes"
     lines = [
         f"`{found['command']}`, {found['started'][:10]}: {found['wall_s'] / 60:.1f} minutes in "
-        f"{processes} on {found['devices']}, JAX {found['jax']}; "
+        f"{processes} on {found['devices']}, JAX {found['jax']}{RESUMED * found['resumed']}; "
         f"seed {found['seed']} of weights and batches. "
         f"{sum(check['holds'] for check in checks)} of {len(checks)} statements hold.",
         "",
@@ -100,6 +132,9 @@ def _text(found: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
             for c in checks
         ),
     )
+    lines += ["", "The best that is not the truth, and its share of what the ceiling lies above "
+              "chance:", ""]  # fmt: skip
+    lines += _lines(("preset", "factors", "target", *best["columns"]), best["rows"])
     for table in tables:
         lines += [
             "",
@@ -148,7 +183,7 @@ def _factors(names: Sequence[str]) -> str:
 
 def _truth(outcome: Mapping[str, Any]) -> str:
     """The score of the truth; nothing where a label was drawn from no factor."""
-    shown = any(one["kind"] == "truth" for one in outcome["shown"])
+    shown = any(one["kind"] == TRUTH for one in outcome["shown"])
     return f"{outcome['ceiling']:.3f}" if shown else ""
 
 

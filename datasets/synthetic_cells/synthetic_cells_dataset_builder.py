@@ -20,7 +20,7 @@ from bioimg_jax.errors import InputError
 
 from .dials import BIOLOGY, DIALS, OPTICS
 from .dials import WELL as OF_WELLS
-from .presets import APART, CONFOUNDS, PRESETS, Preset
+from .presets import APART, CONFOUNDS, MECHANISMS, PRESETS, Preset
 from .rendering import (
     CHANNELS,
     Cells,
@@ -48,6 +48,7 @@ from .screen import (
 
 PIXEL_UM = 0.65
 FOLDS = 3
+BRIGHT = ("dna_content", "gain", "background")  # dials of brightness, beside those of stains
 LEAST_PX = 48  # of an image of cells that lie whole and apart
 BATCH_PX = 32 * 72**2  # pixels of a channel that are drawn at a time: some 25 MB
 POSITION = ("well", "row", "column")
@@ -446,8 +447,11 @@ def declaration(preset: Preset) -> Declaration:
 
 def _erased_by(preset: Preset) -> tuple[str, ...]:
     """One cell alone agrees with nobody, and a brightness is gone with the intensities."""
-    bright = any(dial.startswith("intensity") for dial in preset.label)
-    named = {"crop": "agreement" in preset.label, "intensity": bright}
+    turned = {*preset.label, *(preset.position if preset.confound == "position" else ())}
+    if preset.kind == "screen":
+        turned |= {dial for steps in MECHANISMS.values() for dial in steps}
+    bright = any(dial in BRIGHT or dial.startswith("intensity") for dial in turned)
+    named = {"crop": "agreement" in turned, "intensity": bright}
     return tuple(name for name, erased in named.items() if erased)
 
 

@@ -71,8 +71,11 @@ CENTRE, PATIENT, SECTION, SPOT, DIAL, GENES, DEPTH, COUNTS = range(8)
 class Builder(ImageDatasetBuilder):
     """Spots of sections of patients of centres; a unit is up to `BLOCK` spots of a section."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.0.1")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.1": "Six digits of what is true of a spot.",
+        "1.0.0": "First version.",
+    }
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
         tfds.core.BuilderConfig(name=name, description=preset.description)
         for name, preset in PRESETS.items()
@@ -176,7 +179,8 @@ class Builder(ImageDatasetBuilder):
         for i, known in enumerate(cls._known(unit, shared)):
             metadata = {
                 **known,
-                **{f"truth_{name}": value for name, value in dials[i].items()},
+                # Six digits: the last ones depend on the system's exponential.
+                **{f"truth_{name}": float(f"{value:.6g}") for name, value in dials[i].items()},
                 "truth_nuclei": int(counts[i]),
                 **{f"truth_share_{name}": float(shares[i, k]) for k, name in enumerate(NAMES)},
             }

@@ -460,10 +460,12 @@ def test_a_mirror_pair_is_the_same_to_every_statistic_that_mirroring_leaves() ->
         f = np.fft.fftfreq(x.shape[1])
         ring = np.rint(64 * np.hypot(f[:, None], f[None, :])).astype(int)
         radial = np.stack([cross[:, ring == r].mean(axis=1) for r in range(1, 33)])
-        spectra.append((correlation, radial / np.abs(radial).max()))
+        power = np.sqrt(np.einsum("rncc->rnc", radial))  # of each ring, image and channel
+        spectra.append((correlation, radial / (power[..., None] * power[..., None, :]), power))
     np.testing.assert_allclose(spectra[0][0], spectra[1][0], rtol=0, atol=1e-12)
     np.testing.assert_allclose(spectra[0][1], spectra[1][1], rtol=0, atol=1e-9)
-    for one, other in zip(left[:4], right[:4], strict=True):
+    np.testing.assert_allclose(spectra[0][2], spectra[1][2], rtol=1e-9)
+    for one, other in zip(left, right, strict=True):
         mask, mirrored = (segment_nuclei(image, dna_channel=0) > 0 for image in (one, other))
         np.testing.assert_array_equal(mask, mirrored[:, ::-1])
 
@@ -508,6 +510,10 @@ def test_a_relation_can_be_tied_to_the_label_and_to_a_nuisance(
         ("intensity_only", {}, ("flip", "rot90"), ("intensity",)),
         ("default", {}, ("flip", "rot90"), ("intensity",)),
         ("custom", {"label": "intensity_Mito"}, ("flip", "rot90"), ("intensity",)),
+        ("custom", {"label": "dna_content"}, ("flip", "rot90"), ("intensity",)),
+        ("custom", {"position": "gain"}, ("flip", "rot90"), ()),
+        ("position_only", {}, ("flip", "rot90"), ("intensity",)),
+        ("mixed_screen", {}, ("flip", "rot90"), ("intensity",)),
         ("density_only", {}, ("flip", "rot90"), ()),
     ],
 )

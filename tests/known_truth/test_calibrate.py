@@ -113,6 +113,13 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
         assert all(name in shown for name in ("handedness_only, flipped", "pixels", "knn"))
     assert (workdir / "presets" / "position_only" / "report.html").is_file()
 
+    assert not found["resumed"] and "of several calls" not in text + page
+    # Of what two benchmarks were tried on, what the best but the truth reaches.
+    ridge, knn = (about["position_only", name] for name in ("ridge", "knn"))
+    for outcome in (ridge, knn):
+        best = max((s for s in outcome["shown"] if s["kind"] != "truth"), key=lambda s: s["value"])
+        assert f"{best['share']:.0%} |" in text and f"{best['share']:.0%}</td>" in page
+
     # What is finished is used again: nothing is trained, no image is looked at.
     def of_images() -> dict[Path, int]:
         found = [*workdir.glob("presets/*/features/*"), *workdir.glob("genes/*/images/features/*")]
@@ -122,6 +129,7 @@ def test_a_calibration_says_what_holds(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(before) > 10
     again = calibrate(settings, workdir, command="python -m a_command", processes=1)
     assert again["checks"] == found["checks"]
+    assert again["resumed"] and "of several calls" in (workdir / "calibration.md").read_text()
     assert of_images() == before
     # A command line whose statements do not all hold ends with 1.
     monkeypatch.setattr(

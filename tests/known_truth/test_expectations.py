@@ -115,8 +115,9 @@ def test_encoders_must_score_high_and_nothing_be_called_confounded() -> None:
     high = outcome(shown("mae", 0.95, "trained"), shown("pixels", 0.6))
     assert ex.high_and_not_confounded("mae", 0.9)(high).holds
     assert not ex.high_and_not_confounded("mae", 0.96)(high).holds
-    audited = dataclasses.replace(high, confounded="confounded")
-    assert not ex.high_and_not_confounded("mae", 0.9)(audited).holds
+    for change in ({"confounded": "confounded"}, {"verdicts": {"other": "confounded"}}):
+        said = dataclasses.replace(high, **change)
+        assert not ex.high_and_not_confounded("mae", 0.9)(said).holds
 
 
 def test_one_floor_beats_another_by_a_paired_test() -> None:
@@ -170,6 +171,9 @@ def test_nothing_beats_chance_counts_everything_but_the_truth() -> None:
     truth = shown("truth_lot", 0.9, "truth")
     assert ex.none_beats_chance(outcome(*at_chance, truth)).holds
     assert not ex.none_beats_chance(outcome(*at_chance, shown("pixels", 0.55))).holds
+    always_right = shown("metadata", 1.0, "metadata", spread=0.0)
+    assert not ex.none_beats_chance(outcome(*at_chance, always_right)).holds
+    assert ex.none_beats_chance(outcome(*at_chance, shown("metadata", 0.5, spread=0.0))).holds
 
 
 def test_names_are_found_by_how_they_begin() -> None:
@@ -200,6 +204,36 @@ def test_every_preset_of_the_config_has_checks_of_its_own() -> None:
 
     config = runpy.run_path("configs/calibrate.py")["get_config"]()
     assert set(config.presets) <= set(ex.CHECKS)
+    asked = {preset for preset, _ in ex.OF_TARGETS}
+    assert {*config.screens, *config.genes} == asked
+    (genes,) = config.genes.values()
+    assert {target for preset, target in ex.OF_TARGETS if preset in config.genes} == {
+        *genes.drivers
+    }
+
+
+def test_a_target_that_was_not_run_is_no_silence() -> None:
+    about = {"preset": "tissue_genes", "benchmark": "expression"}
+    found = [outcome(shown("pixels", 0.5), target=name, **about) for name in ("layout", "texture")]
+    missing = [check for check in ex.expectations(found, []) if check.expected == ex.WAS_RUN]
+    names = {"tissue_genes, composition", "tissue_genes, nothing"}
+    assert {check.preset for check in missing} >= names
+    assert not any(check.holds for check in missing)
+    assert not ex.expectations([], [])
+
+
+def test_no_encoder_above_a_floor_goes_by_that_floor() -> None:
+    best, count = shown("layout", 0.97), shown("nuclei", 0.9)
+    low, high = shown("mae", 0.92, "trained"), shown("other", 0.94, "trained")
+    assert ex.none_above("nuclei")(outcome(best, count, low)).holds
+    assert not ex.none_above("nuclei")(outcome(best, count, low, high)).holds
+    assert not ex.none_above("nuclei")(outcome(best, count)).holds  # nobody was asked
+
+
+def test_a_preset_without_a_ceiling_is_told_and_no_error() -> None:
+    found = outcome(shown("pixels", 0.9), ceiling=None)
+    assert "of no ceiling" in ex.reaches("pixels")(found).found
+    assert not ex.none_reaches(found).holds
 
 
 def test_what_nobody_may_find_is_asked_of_every_benchmark() -> None:
