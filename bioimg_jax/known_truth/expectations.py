@@ -12,7 +12,7 @@ from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.statistics.intervals import t_interval
 from bioimg_jax.statistics.verdict import ABOVE, CONFOUNDED, DELTA, NONE
 
-DIALS = "dials"  # the truth where it takes part as an encoder
+DIALS = "dials"  # the truth where it takes part as an encoder, and how names of parts of it begin
 REACHED = 0.9  # of what the ceiling lies above chance
 WAS_RUN = "everything that is asked about was run"
 EQUIVALENT = 0.02  # to chance, on either side
@@ -176,7 +176,11 @@ def none_reaches(outcome: Outcome) -> Check:
 
 
 def _best_floor(outcome: Outcome) -> Shown:
-    floors = [one for one in outcome.shown if one.kind not in (TRUTH, *ENCODERS)]
+    floors = [
+        one
+        for one in outcome.shown
+        if one.kind not in (TRUTH, *ENCODERS) and not one.representation.startswith(DIALS)
+    ]
     return max(floors, key=lambda one: one.value)
 
 
@@ -266,6 +270,7 @@ def high_and_not_confounded(name: str, least: float) -> Callable[[Outcome], Chec
 def beats(first: str, second: str, *, expected: bool = True) -> Callable[[Outcome], Check]:
     """One floor is better than another by the paired t test over units at 0.025, or is not.
 
+    The error of the difference is widened as the intervals of the two scores are (`_p_above`).
     Where it must not be, the other one has to say something: it gets half way from chance to the
     ceiling. Two floors at chance would show nothing.
     """
@@ -274,6 +279,9 @@ def beats(first: str, second: str, *, expected: bool = True) -> Callable[[Outcom
         one, other = outcome.score(first), outcome.score(second)
         difference = np.array([one.per_unit[u] - other.per_unit[u] for u in sorted(one.per_unit)])
         interval = t_interval(difference.tolist())
+        if interval is not None:
+            half = (interval[1] - interval[0]) / 2 * max(map(_widening, (one, other)))
+            interval = float(difference.mean()) - half, float(difference.mean()) + half
         better = interval is not None and interval[0] > 0
         limits = "no interval" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
         says = f"{first} beats {second}"
@@ -328,11 +336,7 @@ def none_beats_chance(outcome: Outcome) -> Check:
     names, worst = [], 0.0
     others = [one for one in outcome.shown if one.kind != TRUTH]
     for one in others:
-        values = np.array(list(one.per_unit.values())) - outcome.chance
-        p = float(values.mean() <= 0)  # where units do not vary
-        if values.std(ddof=1):
-            p = stats.ttest_1samp(values, 0, alternative="greater").pvalue
-        if p * len(others) < 0.05:
+        if _p_above(one, outcome.chance) * len(others) < 0.05:
             names.append(one.representation)
         worst = max(worst, one.value)
     return Check(
@@ -342,6 +346,33 @@ def none_beats_chance(outcome: Outcome) -> Check:
         + (f"; above: {', '.join(names)}" if names else ""),
         not names,
     )
+
+
+def _p_above(one: Shown, chance: float) -> float:
+    """One-sided p of a t test over units, by the error that the score's own interval has.
+
+    That of cross-validation is wider than units alone would make it: what noise is learned from one
+    unit and found in another is found the other way round too (Nadeau & Bengio, Machine Learning
+    52, 2003). Without an interval the units are all there is.
+    """
+    error = _error(one) * _widening(one)
+    if not error:
+        return float(one.value <= chance)
+    return float(stats.t.sf((one.value - chance) / error, len(one.per_unit) - 1))
+
+
+def _error(one: Shown) -> float:
+    """Of the mean over units."""
+    values = list(one.per_unit.values())
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _widening(one: Shown) -> float:
+    """How much wider the score's interval is than that of its units by themselves."""
+    error, n = _error(one), len(one.per_unit)
+    if one.interval is None or not error:
+        return 1.0
+    return (one.interval[1] - one.interval[0]) / (2 * float(stats.t.ppf(0.975, n - 1)) * error)
 
 
 def _audit_check(row: Mapping[str, Any]) -> Check:
@@ -393,7 +424,7 @@ OF_TARGETS: dict[tuple[str, str], tuple[Callable[[Outcome], Check], ...]] = {
     (OF_SCREEN, "recall_same_class"): KNOWN,
     (OF_SCREEN, "retrieval_across_plates"): (truth_above, *KNOWN),
     (OF_GENES, "composition"): (truth_above, *KNOWN),
-    (OF_GENES, "layout"): (beats("layout", "pixels"), *KNOWN),
+    (OF_GENES, "layout"): KNOWN,
     (OF_GENES, "texture"): KNOWN,
     (OF_GENES, "nothing"): (none_beats_chance,),
 }

@@ -127,6 +127,8 @@ def test_one_floor_beats_another_by_a_paired_test() -> None:
     unclear = outcome(shown("layout", 0.801, spread=0.05), shown("pixels", 0.8, spread=0.05))
     assert not ex.beats("layout", "pixels")(unclear).holds
     assert ex.beats("layout", "pixels", expected=False)(unclear).holds
+    folds = [dataclasses.replace(s, interval=(s.value - 0.2, s.value + 0.2)) for s in clear.shown]
+    assert not ex.beats("layout", "pixels")(dataclasses.replace(clear, shown=folds)).holds
     nothing = outcome(shown("layout", 0.5, spread=0.05), shown("pixels", 0.5, spread=0.05))
     assert not ex.beats("layout", "pixels", expected=False)(nothing).holds
 
@@ -174,6 +176,14 @@ def test_nothing_beats_chance_counts_everything_but_the_truth() -> None:
     always_right = shown("metadata", 1.0, "metadata", spread=0.0)
     assert not ex.none_beats_chance(outcome(*at_chance, always_right)).holds
     assert ex.none_beats_chance(outcome(*at_chance, shown("metadata", 0.5, spread=0.0))).holds
+
+
+def test_what_is_above_chance_goes_by_the_interval_of_the_score() -> None:
+    """Folds that learn from each other vary more than their units say."""
+    lucky = shown("pixels", 0.53, spread=0.04)
+    assert not ex.none_beats_chance(outcome(lucky, chance=0.5)).holds
+    wide = dataclasses.replace(lucky, interval=(0.49, 0.57))
+    assert ex.none_beats_chance(outcome(wide, chance=0.5)).holds
 
 
 def test_names_are_found_by_how_they_begin() -> None:
