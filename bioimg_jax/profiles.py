@@ -53,7 +53,7 @@ from bioimg_jax.profile_beyond import check_beyond, conditional_rows, identity_o
 from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
-from bioimg_jax.score_audit import JOINT, audit_of_scores
+from bioimg_jax.score_audit import JOINT, audit_of_scores, audited_groups
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.verdict import Verdict, judge
 from bioimg_jax.stop_signal import StopSignal
@@ -130,8 +130,9 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     first = next(iter(tables.values()))
     obs = first.obs
     floors, omitted = _floors(settings["floors"], tables, sources)
-    check_beyond(settings["beyond"], tables, kinds)
+    confounds, absent = check_beyond(settings["beyond"], tables, kinds)
     protocols, audits, not_run = _protocols(settings, first, seed)
+    not_run |= absent
     scores: list[Score] = []
     nuisance: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
@@ -158,10 +159,10 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
                         scores.append(Score.from_row(row))
                     stop.leave()
                 if settings["nuisance"] and name in encoders:
-                    rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
+                    rows, unasked = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
                     about = {"representation": name, "benchmark": words}
                     nuisance += [about | row for row in rows]
-                    not_run |= absent
+                    not_run |= unasked
                     stop.leave()
                 done += 1
                 left = int((time.monotonic() - began) / done * (todo - done))
@@ -170,8 +171,9 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         if not scores:
             raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
         conditional = conditional_rows(
-            protocols, primary, tables, encoders, settings, workdir,
-            benchmark=next(iter(alignments)), seed=seed, between=stop.leave,
+            protocols, primary, tables, encoders, confounds, workdir,
+            permutations=settings["beyond_permutations"], benchmark=next(iter(alignments)),
+            seed=seed, between=stop.leave,
         )  # fmt: skip
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
@@ -300,14 +302,7 @@ def _protocols(
     protocols, not_run = find_protocols(
         settings["benchmarks"], list(table.obs.columns), settings, seed=seed
     )
-    asked = command_line.names(settings["audit"])
-    absent = [column for column in asked if column not in table.obs]
-    if asked and len(absent) == len(asked):
-        raise InputError(
-            f"evaluate.audit: the metadata have no column {', '.join(absent)}, expected some of "
-            f"{', '.join(table.obs.columns)}, or none for no audit"
-        )
-    not_run |= {f"audit of {c}": f"the metadata have no column {c}" for c in absent}
+    not_run |= audited_groups(settings["audit"], table.obs.columns)[1]
     audits: dict[str, dict[str, Any]] = {}
     for protocol in protocols:
         try:
@@ -517,15 +512,14 @@ def _floors(
 def _audit(
     protocol: ProfileProtocol, table: FeatureTable, settings: Config, seed: int
 ) -> dict[str, Any]:
-    """What columns of the metadata score by the protocol itself, each alone and all together.
+    """What columns of the metadata score by the protocol itself, each group that the config names.
 
     Raises `InputError` where wells and labels are none that the protocol can score.
     """
-    columns = [c for c in command_line.names(settings["audit"]) if c in table.obs]
-    if columns and protocol.target.column == GENE and ARM in table.obs and ARM not in columns:
-        columns.append(ARM)
+    also = (ARM,) if protocol.target.column == GENE else ()
+    groups, _ = audited_groups(settings["audit"], table.obs.columns, also=also)
     found: dict[str, Score] = {}
-    for chosen in [*([c] for c in columns), *([columns] if len(columns) > 1 else [])]:
+    for chosen in groups:
         name = JOINT.join(chosen)
         found[name] = protocol.score(
             of_metadata(table, chosen), representation=name, kind="metadata", seed=seed
@@ -534,8 +528,9 @@ def _audit(
         held = of_metadata(table, [protocol.target.column])
         protocol.score(held, representation="", kind="metadata", seed=seed)
     return audit_of_scores(
-        found, columns, name=protocol.name, metric=protocol.target.metric, delta=settings["delta"]
-    )
+        found, list(found), name=protocol.name, metric=protocol.target.metric,
+        delta=settings["delta"],
+    )  # fmt: skip
 
 
 def _judged(

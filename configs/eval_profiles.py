@@ -94,8 +94,10 @@ def get_config() -> ml_collections.ConfigDict:
                     },
                 },
                 "floors": "chance,count,intensity",
-                # Columns that may give the answer away; of genes the arm is one, where it is there.
-                "audit": "batch,plate,well",
+                # Columns that may give the answer away, alone and together: groups with ";" between
+                # them, whose columns have "," between. Without any ";" each column and all of them.
+                # Of genes the arm is one, where it is there.
+                "audit": "batch; plate; well; batch,well; batch,plate,well",
                 "average": "mean",  # of the wells of a treatment, or median
                 "permutations": 1_000,  # of labels: which treatments are active
                 "active_q": 0.05,  # an active treatment, or consistent class, has a smaller one

@@ -14,6 +14,7 @@ import pytest
 from bioimg_jax import profile_beyond, profiles
 from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.errors import InputError, Preempted
+from bioimg_jax.score_audit import audited_groups
 from tests import tiny
 
 CONFIG = tiny.ROOT / "configs" / "eval_profiles.py"
@@ -99,6 +100,78 @@ def test_signal_is_found_and_is_above_its_floors(tmp_path: Path) -> None:
         for a in ("centerscale_on_controls", "none")
     )
     assert aligned >= raw - 0.05
+
+
+def test_groups_of_columns_are_audited_and_are_rivals(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    # Neither the row nor the column of a well tells the class; both together do, on every plate.
+    dmso = wells["Metadata_compound"] == "DMSO"
+    number = wells["Metadata_compound"].str[1:].where(~dmso, "0").astype(int)
+    wells["Metadata_row"] = np.where(dmso, "C", (number % CLASSES // 2).map({0: "A", 1: "B"}))
+    wells["Metadata_column"] = np.where(dmso, "9", (number % 2).astype(str))
+    wells.to_csv(path, index=False)
+    about = {"alignments": "centerscale_on_controls", "benchmarks": "nsc"}
+    found = profiles.evaluate_profiles(
+        config(path, audit="row; column; row,column", **about), tmp_path / "joint"
+    )
+    (target,) = found["targets"]
+    rows = target["audit"]["per_column"]
+    assert list(rows) == ["row", "column", "row and column"]
+    assert (
+        rows["row"]["score"] == pytest.approx(rows["column"]["score"])
+        and rows["row"]["score"] < 0.7
+    )
+    assert rows["row and column"]["score"] == target["audit"]["score"] == 1.0
+    assert target["verdict"] == "confounded" and target["audit"]["columns"] == ["row", "column"]
+    assert {v["word"] for v in found["verdicts"]} == {"confounded"}
+    alone = profiles.evaluate_profiles(config(path, audit="row; column", **about), tmp_path / "two")
+    assert list(alone["targets"][0]["audit"]["per_column"]) == ["row", "column"]
+    assert alone["verdicts"][0]["word"] == "above"
+    # What only shares the classes of half the plate is no rival that settles the benchmark, and yet
+    # "above" has to beat it.
+    assert {row["holm_metadata"] is None for row in alone["verdicts"]} == {False}
+
+
+def test_a_list_of_columns_is_each_of_them_and_all_that_are_there() -> None:
+    there = ["plate", "well", "batch", "chromosome_arm"]
+    assert audited_groups("batch,well", there)[0] == [("batch",), ("well",), ("batch", "well")]
+    assert audited_groups("week,plate,well", there) == (
+        [("plate",), ("well",), ("plate", "well")],
+        {"audit of week": "the metadata have no column week"},
+    )
+    assert audited_groups("plate;", there)[0] == [("plate",)]
+    assert audited_groups("", there) == ([], {})
+    assert audited_groups("batch; week,well", there, also=("chromosome_arm",)) == (
+        [("batch",), ("chromosome_arm",)],
+        {"audit of week and well": "the metadata have no column week"},
+    )
+    assert audited_groups("batch", there, also=("chromosome_arm",))[0] == [
+        ("batch",), ("chromosome_arm",), ("batch", "chromosome_arm"),
+    ]  # fmt: skip
+
+
+def test_a_column_that_only_a_part_of_the_run_reads_does_not_end_it(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    wells.drop(columns="Metadata_batch").to_csv(path, index=False)
+    given = config(
+        path, alignments="none", benchmarks="nsc,relationships,compound_gene",
+        beyond="count,batch", audit="batch; batch,week",
+    )  # fmt: skip
+    found = profiles.evaluate_profiles(given, tmp_path / "out")
+    no = "the metadata have no column "
+    assert found["not_run"] == {
+        "relationships": f"evaluate.pair_lists names no list of known pairs, and {no}gene",
+        "compound_gene": "evaluate.activities names no file of known activities, and "
+        f"{no}gene and no column dose",
+        "audit of batch": f"{no}batch",
+        "audit of batch and week": f"{no}batch and no column week",
+        "beyond batch": f"{no}batch, and the config no floor of that name",
+    }
+    assert {row["beyond"] for row in found["conditional"]} == {"count"}
+    (target,) = found["targets"]
+    assert target["audit"]["best"] is None and target["audit"]["per_column"] == {}
 
 
 def test_without_signal_nothing_is_above(tmp_path: Path) -> None:
@@ -309,9 +382,9 @@ def _only_metadata(otherwise: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evaluate": {"beyond": "cells"}}, "evaluate.beyond: 'cells' is no floor"),
-        ({"evaluate": {"beyond": "encoder"}}, "evaluate.beyond: 'encoder' is no floor"),
-        ({"evaluate": {"audit": "plte,wel"}}, "evaluate.audit: the metadata have no column plte"),
+        ({"evaluate": {"beyond": "encoder"}}, "evaluate.beyond: 'encoder' is an encoder"),
+        ({"evaluate": {"audit": "plate,plate"}}, "evaluate.audit: 'plate,plate' names 'plate and"),
+        ({"evaluate": {"audit": "plate,well; well,plate"}}, "names 'well and plate' twice"),
         ({"evaluate": {"permutations": "many"}}, "evaluate.permutations: 'many', expected int"),
         ({"evaluate": {"permutations": -1}}, "evaluate.permutations: -1, expected 1 or more"),
         ({"evaluate": {"active_q": 0.0}}, "evaluate.active_q: 0.0, expected 0 < q <= 1"),
