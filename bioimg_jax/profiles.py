@@ -86,6 +86,7 @@ PARTS: dict[str, dict[str, type]] = {
     "control": {"column": str, "values": str},
     "positive": {"column": str, "values": str},
 }
+OWN_SOURCES: dict[str, type] = {"beside": str, "metadata": dict}  # keys that a table may have
 PAIRS: dict[str, type] = dict.fromkeys((*RULES, "multilabel", "null", "within", "unit"), str)
 
 
@@ -282,6 +283,12 @@ def _check_types(config: Config) -> None:
             fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
             if not fits or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{place}.{key}: {value!r}, expected {kind.__name__}")
+    for name, table in config["profiles"]["tables"].items():
+        for key, kind in OWN_SOURCES.items():
+            if key in table and not isinstance(table[key], kind):
+                raise InputError(
+                    f"profiles.tables.{name}.{key}: {table[key]!r}, expected {kind.__name__}"
+                )
     settings = config["evaluate"]
     for key, least in (("permutations", 1), ("beyond_permutations", 1), ("least_replicates", 2)):
         if settings[key] < least:
@@ -408,10 +415,12 @@ def _alignments(text: str) -> dict[str, Alignment]:
 
 
 def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
-    """The tables of the config, by name, with the same metadata in every row."""
+    """The tables of the config, by name, each with the metadata of the first.
+
+    Raises `InputError` where the columns that two of them have say different things, or there are
+    none by which to tell that their wells are the same.
+    """
     shared = {
-        "beside": sources["beside"],
-        "metadata": dict(sources["metadata"]),
         "extract": {name: (e["column"], e["pattern"]) for name, e in sources["extract"].items()},
         "joins": [
             Join(j["path"], dict(j["on"]), dict(j["columns"]), j["unmatched"])
@@ -430,25 +439,55 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = import_table(
             about["source"], path, only=about["only"],
-            ignore=command_line.names(about["ignore"]), **shared,
+            ignore=command_line.names(about["ignore"]),
+            beside=about.get("beside", sources["beside"]),
+            metadata=dict(about.get("metadata", sources["metadata"])), **shared,
         )  # fmt: skip
         table = _rolled_up(table, sources["rollup"])
         # Numbers may well be names here: plates 1, 2 and 3 have no mean.
         text = {c: table.obs[c].astype(str).where(has_value(table.obs[c]))
                 for c in NAMES if c in table.obs}  # fmt: skip
-        obs = _with_flag(table.obs.assign(**text), CONTROL, sources["control"], "control")
-        obs = _with_flag(obs, POSITIVE, sources["positive"], "positive")
-        found[name] = dataclasses.replace(table, obs=obs)
+        found[name] = dataclasses.replace(table, obs=table.obs.assign(**text))
     if not found:
         raise InputError("profiles.tables: none, expected the features of at least one encoder")
     first = next(iter(found))
+    obs = found[first].obs
     for name, table in found.items():
-        if not table.obs.astype(str).equals(found[first].obs.astype(str)):
+        _check_same_wells(first, obs, name, table.obs, command_line.names(sources["unique"]))
+    obs = _with_flag(obs, CONTROL, sources["control"], "control")
+    obs = _with_flag(obs, POSITIVE, sources["positive"], "positive")
+    return {name: dataclasses.replace(table, obs=obs) for name, table in found.items()}
+
+
+def _check_same_wells(
+    first: str, obs: pd.DataFrame, name: str, other: pd.DataFrame, unique: Sequence[str]
+) -> None:
+    """`InputError` unless the rows of two tables are the same wells in the same order.
+
+    Files from different places have columns of their own; what decides is what both have, which
+    must name a row (`unique`; where the config names no such columns, all must be in both).
+    """
+    expected = "expected the same wells in the same order"
+    told = f"profiles.tables: {name} and {first} have other metadata"
+    names = [c for c in unique if c in obs] or [*obs.columns, *other.columns]
+    for column in names:
+        if column not in obs or column not in other:
+            lacks = first if column not in obs else name
+            raise InputError(f"{told}: {lacks} has no column {column!r}, {expected}")
+    if len(obs) != len(other):
+        raise InputError(f"{told}: {len(other)} and {len(obs)} rows, {expected}")
+    for column in obs.columns.intersection(other.columns, sort=False):
+        here, there = obs[column], other[column]
+        if pd.api.types.is_numeric_dtype(here) and pd.api.types.is_numeric_dtype(there):
+            same = np.isclose(here.astype(float), there.astype(float), equal_nan=True)
+        else:
+            same = (here.astype(str) == there.astype(str)).to_numpy()
+        if not same.all():
+            row = int(np.argmin(same))
             raise InputError(
-                f"profiles.tables: {name} and {first} have other metadata, expected the same wells "
-                "in the same order"
+                f"{told}: {column!r} of row {row} is {there.iloc[row]!r} and {here.iloc[row]!r}, "
+                f"{expected}"
             )
-    return found
 
 
 def _rolled_up(table: FeatureTable, about: Config) -> FeatureTable:

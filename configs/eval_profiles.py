@@ -20,6 +20,7 @@ def _table(kind: str, *, only: str = "") -> dict[str, str]:
         "source": WELLS,  # .h5ad, .parquet, .csv, or .npz
         "only": only,  # regular expression of the features' names; "" for all
         "ignore": "",  # columns that are neither features nor metadata
+        # A file unlike the others has "beside": "" and "metadata": {} of its own here.
     }
 
 
@@ -34,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
                     "count": _table("count", only="Nuclei_Number_Object_Number"),
                     "intensity": _table("pixels", only="_Intensity_"),
                 },
-                "beside": "",  # the metadata of an .npz
+                "beside": "",  # csv or parquet of the metadata, row by row, for an .npz
                 # Column of the file -> its name here. Protocols read: compound, dose, moa, gene,
                 # chromosome_arm, plate, well and batch.
                 "metadata": {"Image_Metadata_Plate": "plate", "Image_Metadata_Well": "well"},

@@ -506,6 +506,49 @@ def test_plates_that_are_numbers_are_names(tmp_path: Path) -> None:
     assert shares["plate"]["value"] > 0.2 and shares["plate"]["chance"] == pytest.approx(3 / 95)
 
 
+def test_tables_come_from_files_of_different_kinds_and_column_names(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    given = config(path, alignments="none", benchmarks="nsc,activity", beyond="count")
+    whole = profiles.evaluate_profiles(given, tmp_path / "whole")
+    # The encoder's features as an .npz whose metadata lie beside it; of the floor a csv that knows
+    # plates and wells alone, by names of its own.
+    features = wells.filter(regex="^f").to_numpy(np.float32)
+    np.savez(tmp_path / "encoder.npz", features=features)
+    about = wells.filter(regex="^Metadata_").rename(columns={"Metadata_plate": "Barcode"})
+    about.to_csv(tmp_path / "beside.csv", index=False)
+    floor = wells[["Metadata_well", "Metadata_plate", "Count"]]
+    floor.set_axis(["Position", "PlateName", "Nuclei"], axis=1).to_csv(
+        tmp_path / "cells.csv", index=False
+    )
+    tables = given["profiles"]["tables"]
+    tables["encoder"] = {
+        "kind": "imported", "source": str(tmp_path / "encoder.npz"), "only": "", "ignore": "",
+        "beside": str(tmp_path / "beside.csv"), "metadata": {"Barcode": "plate"},
+    }  # fmt: skip
+    tables["count"] |= {
+        "source": str(tmp_path / "cells.csv"), "only": "^Nuclei$",
+        "metadata": {"Position": "well", "PlateName": "plate"},
+    }  # fmt: skip
+    apart = profiles.evaluate_profiles(given, tmp_path / "apart")
+    for target in ("nsc", "activity"):
+        for name in ("encoder", "count"):
+            mine, before = (of(found, target, "none", name) for found in (apart, whole))
+            assert mine["value"] == pytest.approx(before["value"], abs=1e-9), (target, name)
+    assert [v["word"] for v in apart["verdicts"]] == [v["word"] for v in whole["verdicts"]]
+    swapped = pd.read_csv(tmp_path / "cells.csv")
+    swapped.iloc[[3, 4]] = swapped.iloc[[4, 3]].to_numpy()
+    swapped.to_csv(tmp_path / "cells.csv", index=False)
+    with pytest.raises(InputError, match="count and encoder have other metadata: 'well' of row 3"):
+        profiles.evaluate_profiles(given, tmp_path / "apart")
+    tables["count"]["metadata"] = {"Position": "well"}
+    with pytest.raises(InputError, match="no column 'plate'"):
+        profiles.evaluate_profiles(given, tmp_path / "apart")
+    tables["count"]["metadata"] = "plate"
+    with pytest.raises(InputError, match=r"tables\.count\.metadata: 'plate', expected dict"):
+        profiles.evaluate_profiles(given, tmp_path / "apart")
+
+
 def test_a_kind_that_is_none_and_tables_of_other_wells_are_refused(tmp_path: Path) -> None:
     settings = config(screen(tmp_path, signal=0.0))
     settings["profiles"]["tables"]["count"]["kind"] = "cells"
