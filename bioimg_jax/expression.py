@@ -54,7 +54,7 @@ from bioimg_jax.results import RESULTS, about_run, publish
 from bioimg_jax.score_audit import JOINT, audit_of_scores
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
-from bioimg_jax.statistics.verdict import judge
+from bioimg_jax.statistics.verdict import judge, secondary
 from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
@@ -153,10 +153,11 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     for variant in variants:  # each a family of its own: the official one is not made to pay
         target = {"name": variant, "nuisance": False, "audit": audits[variant]}
         mine = [score for score in scores if score.target == variant]
-        verdicts += judge(
+        judged = judge(
             cases(mine, [target], floors, omitted=omitted, delta=settings["delta"],
                   overlap={variant: shared})
         )  # fmt: skip
+        verdicts += judged if variant == OFFICIAL else secondary(judged, "variant")
     scores = with_verdicts(scores, audits, verdicts)
     with StopSignal() as stop:
         conditional = _conditional(

@@ -55,7 +55,7 @@ from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
 from bioimg_jax.score_audit import JOINT, audit_of_scores, audited_groups
 from bioimg_jax.scoring import with_verdicts
-from bioimg_jax.statistics.verdict import Verdict, judge
+from bioimg_jax.statistics.verdict import Verdict, judge, secondary
 from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
@@ -181,7 +181,9 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     for name, reason in not_run.items():
         print(f"not run: {name}, because {reason}", file=sys.stderr)
     _write_tables(workdir / "screening", screened.tables)
-    scores, verdicts = _judged(scores, protocols, audits, floors, omitted, settings)
+    scores, verdicts = _judged(
+        scores, protocols, audits, floors, omitted, settings, next(iter(alignments))
+    )
     return {
         "data": {
             "name": Path(next(iter(sources["tables"].values()))["source"]).name,
@@ -579,11 +581,12 @@ def _judged(
     floors: Sequence[str],
     omitted: Mapping[str, str],
     settings: Config,
+    primary: str,
 ) -> tuple[list[Score], list[Verdict]]:
     """Verdicts, and the scores with their words.
 
     The protocols after one alignment are a family of tests: the primary alignment's are not made
-    to pay for others that were tried beside it.
+    to pay for others that were tried beside it, whose verdicts say that nothing pays for them.
     """
     targets = [
         {"name": protocol.name, "nuisance": False, "audit": audits[protocol.name]}
@@ -591,7 +594,7 @@ def _judged(
     ]
     verdicts: list[Verdict] = []
     for words in dict.fromkeys(score.benchmark for score in scores):
-        verdicts += judge(
+        found = judge(
             cases(
                 [score for score in scores if score.benchmark == words],
                 targets,
@@ -601,6 +604,7 @@ def _judged(
                 overlap={protocol.name: 0.0 for protocol in protocols},
             )
         )
+        verdicts += found if words == primary else secondary(found, "alignment")
     return with_verdicts(scores, audits, verdicts), verdicts
 
 

@@ -88,6 +88,9 @@ def test_the_score_is_the_protocols_whatever_the_order_of_rows(
     assert len(results["variants"]) == pairs
     assert {row["representations"] for row in results["variants"]} == {2}
     assert [row["name"] for row in results["encoders"]] == ["encoder"]
+    for verdict in results["verdicts"]:
+        note = "a secondary variant, not corrected for" in verdict["qualified_by"]
+        assert note == (verdict["target"] != OFFICIAL)
     audit = results["targets"][0]["audit"]
     assert set(audit["per_column"]) == {"position", "total_counts"}
     genes = pd.read_csv(tmp_path / "out" / "genes.csv")

@@ -14,6 +14,7 @@ import pytest
 from bioimg_jax import profile_beyond, profiles
 from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.errors import InputError, Preempted
+from bioimg_jax.results import summary
 from bioimg_jax.score_audit import audited_groups
 from tests import tiny
 
@@ -91,6 +92,14 @@ def test_signal_is_found_and_is_above_its_floors(tmp_path: Path) -> None:
         assert of(results, target, alignment, "count")["value"] < 0.4
     words = {(v["target"], v["benchmark"]): v["word"] for v in results["verdicts"]}
     assert words["nsc", "centerscale_on_controls"] == words["activity", "none"] == "above"
+    note = "a secondary alignment, not corrected for"
+    told = {v["benchmark"] for v in results["verdicts"] if note in v["qualified_by"]}
+    assert told == {"centerscale_on_controls"}  # "none" is the first one here
+    assert results["benchmarks"][0] == "none"
+    printed = [line for line in summary(results).splitlines() if "verdict on" in line]
+    assert [note in line for line in printed] == [
+        v["benchmark"] != "none" for v in results["verdicts"]
+    ]
     apart = of(results, "activity", "centerscale_on_controls", "encoder")["settings"]
     assert apart["parts"] == 2 and apart["n_treatments"] == COMPOUNDS
     assert of(results, "activity", "none", "encoder")["settings"]["parts"] == 1
