@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,13 +55,16 @@ from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
 from bioimg_jax.score_audit import JOINT, audit_of_scores, audited_groups
+from bioimg_jax.score_plan import plan_of_scores, print_plan_of_scores
 from bioimg_jax.scoring import with_verdicts
+from bioimg_jax.statistics.plan import sd_of_shares
 from bioimg_jax.statistics.verdict import Verdict, judge, secondary
 from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
---workdir=DIR       where tables, results.json and report.html are kept"""
+--workdir=DIR       where tables, results.json and report.html are kept
+--plan              says which verdicts the design can reach, and stops"""
 NO_IMAGES = "there are no images behind a file of features"
 NAMES = (PLATE, BATCH, WELL, COMPOUND, CLASS, GENE, ARM)  # columns that are never numbers
 KINDS = (*ENCODERS, "untrained", "count", "pixels", "layout", "texture", "combined", "noise")
@@ -99,11 +103,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    config, given = command_line.parse(arguments, {"workdir": ""})
+    config, given = command_line.parse(arguments, {"workdir": "", "plan": False})
     command_line.check_sections(config, "profiles", "evaluate")
-    if not given["workdir"]:
+    if not (given["workdir"] or given["plan"]):
         raise InputError("--workdir=DIR is missing: where tables and results are kept")
     settle_cpu()
+    if given["plan"]:
+        _print_plan(config)
+        return
     start, workdir = time.time(), Path(given["workdir"])
     command_line.check_not_a_training(workdir)
     with command_line.locked(workdir):
@@ -120,20 +127,82 @@ def _run(arguments: Sequence[str]) -> None:
         publish(workdir, run, results)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Design:
+    """What a run rests on before any score of an encoder or a floor."""
+
+    alignments: dict[str, Alignment]
+    tables: dict[str, FeatureTable]
+    kinds: dict[str, str]
+    encoders: list[str]
+    floors: tuple[str, ...]
+    omitted: dict[str, str]
+    confounds: list[str]
+    protocols: list[ProfileProtocol]
+    audits: dict[str, dict[str, Any]]
+    not_run: dict[str, str]
+
+    @classmethod
+    def of(cls, config: Config, workdir: Path) -> "_Design":
+        """Raises `InputError` for everything that is wrong whatever the scores are."""
+        settings, sources = config["evaluate"], config["profiles"]
+        _check_types(config)
+        alignments = _alignments(settings["alignments"])
+        tables = _read_tables(sources, workdir)
+        kinds = {name: sources["tables"][name]["kind"] for name in tables}
+        encoders = [name for name in tables if kinds[name] in ENCODERS]
+        floors, omitted = _floors(settings["floors"], tables, sources)
+        confounds, absent = check_beyond(settings["beyond"], tables, kinds)
+        first = next(iter(tables.values()))
+        protocols, audits, not_run = _protocols(settings, first, config["seed"])
+        return cls(
+            alignments, tables, kinds, encoders, floors, omitted, confounds, protocols, audits,
+            not_run | absent,
+        )  # fmt: skip
+
+    def plan(self, protocols: Sequence[ProfileProtocol], delta: float) -> list[dict[str, Any]]:
+        """Rows of "plan", of the primary alignment: after others the design is the same.
+
+        What a unit holds is taken for its treatments, each right or wrong.
+        """
+        obs = next(iter(self.tables.values())).obs
+        units, sds = {}, {}
+        for protocol in protocols:
+            asked = obs.iloc[protocol.fold(obs).test]
+            made: Any = protocol.benchmark
+            treatments = unit_names(asked, getattr(made, "treatment", protocol.target.unit))
+            held = pd.Series(treatments, index=unit_names(asked, protocol.target.unit))
+            counts = held.groupby(level=0).nunique()
+            scored = self.audits[protocol.name]["per_unit"]  # some may have no partner
+            counts = counts[counts.index.isin(list(scored))] if scored else counts
+            units[protocol.name] = len(counts)
+            sds[protocol.name] = sd_of_shares(counts.to_numpy()) if len(counts) else 0.0
+        return plan_of_scores(
+            next(iter(self.alignments)), units, self.audits, sds=sds,
+            floors=len(set(self.floors) - set(self.omitted)), encoders=len(self.encoders),
+            delta=delta,
+        )  # fmt: skip
+
+
+def _print_plan(config: Config) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        design = _Design.of(config, Path(folder))
+        rows = design.plan(design.protocols, config["evaluate"]["delta"])
+    primary, *others = design.alignments
+    note = f"after {', '.join(others)}: the same, and not corrected for beside {primary}"
+    print_plan_of_scores(rows, note if others else "")
+    _tell_missing(design.not_run)
+
+
 def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     """Every protocol on every table of features, after every alignment; what results.json holds."""
     settings, sources, seed = config["evaluate"], config["profiles"], config["seed"]
-    _check_types(config)
-    alignments = _alignments(settings["alignments"])
-    tables = _read_tables(sources, workdir)
-    kinds = {name: sources["tables"][name]["kind"] for name in tables}
-    encoders = [name for name in tables if kinds[name] in ENCODERS]
+    design = _Design.of(config, workdir)
+    alignments, tables, kinds = design.alignments, design.tables, design.kinds
+    encoders, floors, omitted = design.encoders, design.floors, design.omitted
+    protocols, audits, not_run = design.protocols, design.audits, design.not_run
     first = next(iter(tables.values()))
     obs = first.obs
-    floors, omitted = _floors(settings["floors"], tables, sources)
-    confounds, absent = check_beyond(settings["beyond"], tables, kinds)
-    protocols, audits, not_run = _protocols(settings, first, seed)
-    not_run |= absent
     scores: list[Score] = []
     nuisance: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
@@ -172,14 +241,13 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         if not scores:
             raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
         conditional = conditional_rows(
-            protocols, primary, tables, encoders, confounds, workdir,
+            protocols, primary, tables, encoders, design.confounds, workdir,
             permutations=settings["beyond_permutations"], benchmark=next(iter(alignments)),
             seed=seed, between=stop.leave,
         )  # fmt: skip
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
-    for name, reason in not_run.items():
-        print(f"not run: {name}, because {reason}", file=sys.stderr)
+    _tell_missing(not_run)
     _write_tables(workdir / "screening", screened.tables)
     scores, verdicts = _judged(
         scores, protocols, audits, floors, omitted, settings, next(iter(alignments))
@@ -203,7 +271,7 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         "floors": list(floors),
         "omitted": omitted,
         "selected": {},
-        "plan": [],
+        "plan": design.plan(protocols, settings["delta"]),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": [],
         "scores": [score.to_row() for score in scores],
@@ -214,6 +282,11 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         "plate_maps": {name: _nested(layout.map) for name, layout in screened.layouts.items()},
         "not_run": not_run,
     }
+
+
+def _tell_missing(not_run: Mapping[str, str]) -> None:
+    for name, reason in not_run.items():
+        print(f"not run: {name}, because {reason}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -422,7 +495,7 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
     Raises `InputError` where the columns that two of them have say different things, or there are
     none by which to tell that their wells are the same.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "extract": {name: (e["column"], e["pattern"]) for name, e in sources["extract"].items()},
         "joins": [
             Join(j["path"], dict(j["on"]), dict(j["columns"]), j["unmatched"])

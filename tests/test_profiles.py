@@ -16,6 +16,7 @@ from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.errors import InputError, Preempted
 from bioimg_jax.results import summary
 from bioimg_jax.score_audit import audited_groups
+from bioimg_jax.statistics import plan as statistics_plan
 from tests import tiny
 
 CONFIG = tiny.ROOT / "configs" / "eval_profiles.py"
@@ -228,6 +229,44 @@ def test_the_command_writes_a_report_and_names_what_is_missing(
     assert "verdict on encoder" in said.out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "rows of features" in page and "nscb_unidino was not run" in page
+
+
+def test_the_plan_is_told_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(screen(tmp_path, signal=2.0), benchmarks="nsc,activity,nscb_unidino")
+    results = profiles.evaluate_profiles(given, tmp_path / "out")
+    plan = {row["target"]: row for row in results["plan"]}
+    (missing,) = results["not_run"]  # a compound is in every batch here
+    assert set(plan) == {"nsc", "activity"} and missing == "nscb_unidino"
+    assert {row["benchmark"] for row in results["plan"]} == {results["benchmarks"][0]}
+    # Two floors (the twin is omitted), a family of two protocols and one encoder; a compound is one
+    # treatment, right or wrong.
+    expected = statistics_plan.plan(
+        COMPOUNDS, floors=2, family=2, delta=0.03, sd=float(np.sqrt(0.06**2 + 0.25))
+    )
+    for row in plan.values():
+        assert row["n_units"] == COMPOUNDS
+        assert row["sentence"] == expected.sentence(0.03)
+    for score in results["scores"]:
+        assert score["n_units"] == plan[score["target"]]["n_units"]
+    written = tmp_path / "config.py"
+    written.write_text(
+        "import json, ml_collections\n"
+        "def get_config():\n"
+        f"    return ml_collections.ConfigDict(json.loads({json.dumps(given)!r}))\n"
+    )
+
+    def scored(*_: Any, **__: Any) -> None:
+        raise AssertionError("an encoder is scored")
+
+    monkeypatch.setattr("bioimg_jax.profiles.ProfileProtocol.score", _only_metadata(scored))
+    assert profiles.main(["profiles", f"--config={written}", "--plan"]) == 0
+    said = capsys.readouterr()
+    for name, row in plan.items():
+        assert f"  {name}: {row['sentence']}\n" in said.out
+    assert "after centerscale_on_controls: the same, and not corrected for" in said.out
+    assert "not run: nscb_unidino" in said.err
 
 
 def test_what_stands_beside_the_scores_is_in_results_report_and_files(tmp_path: Path) -> None:
