@@ -4,7 +4,6 @@ All of it follows from the config, the metadata and the folds; `--plan` prints i
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,8 +28,8 @@ from bioimg_jax.representations.representation import TOKENS
 from bioimg_jax.representations.truth import TruthRepresentation
 from bioimg_jax.statistics.audit import audit
 from bioimg_jax.statistics.intervals import train_overlap
-from bioimg_jax.statistics.plan import Design, plan_table
-from bioimg_jax.statistics.verdict import CONFOUNDED, UNIT_SD
+from bioimg_jax.statistics.plan import Design, plan_table, sd_of_shares, settled_row
+from bioimg_jax.statistics.verdict import CONFOUNDED
 from bioimg_jax.train import Config
 
 
@@ -184,21 +183,8 @@ def plans(
             if audited[target.name]["verdict"]:
                 sentence = f"always {CONFOUNDED}: {audited[target.name]['reason']}"
             if sentence:
-                settled.append(
-                    {
-                        "target": target.name,
-                        "benchmark": benchmark.name,
-                        "n_units": len(counts),
-                        "detectable_alone": None,
-                        "detectable_family": None,
-                        "power_same": 0.0,
-                        "units_same": None,
-                        "sentence": sentence,
-                    }
-                )
+                settled.append(settled_row(target.name, benchmark.name, len(counts), sentence))
                 continue
-            # Two shares of right answers near one half, correlated 0.5, over the rows of a unit.
-            sampling = 0.25 * float(np.mean(1 / counts))
             designs.append(
                 Design(
                     target=target.name,
@@ -206,7 +192,7 @@ def plans(
                     n_units=len(counts),
                     floors=n_floors,
                     delta=settings["delta"],
-                    sd=math.sqrt(UNIT_SD**2 + sampling),
+                    sd=sd_of_shares(counts),
                     overlap=train_overlap(folds),
                 )
             )

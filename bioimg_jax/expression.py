@@ -12,6 +12,7 @@ import functools
 import json
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from bioimg_jax.benchmarks.expression import (
 )
 from bioimg_jax.benchmarks.ladder import CHANCE, FAMILY, OWN, TRUTH, cases, floor_ids
 from bioimg_jax.benchmarks.score import Score
+from bioimg_jax.data.splits import Fold
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.hest import SECTION, Task, read_counts, read_task
 from bioimg_jax.features.imported import import_table
@@ -49,17 +51,19 @@ from bioimg_jax.features.table import FeatureTable, read_table
 from bioimg_jax.kept import digest, kept, key_of
 from bioimg_jax.mesh import settle_cpu
 from bioimg_jax.report import write_rows
-from bioimg_jax.representations.representation import KINDS
+from bioimg_jax.representations.representation import ENCODERS, KINDS
 from bioimg_jax.results import RESULTS, about_run, publish
 from bioimg_jax.score_audit import JOINT, audit_of_scores
+from bioimg_jax.score_plan import plan_of_scores, print_plan_of_scores
 from bioimg_jax.scoring import with_verdicts
 from bioimg_jax.statistics.intervals import t_interval, train_overlap
-from bioimg_jax.statistics.verdict import judge
+from bioimg_jax.statistics.verdict import judge, secondary
 from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
---workdir=DIR       where results.json, genes.csv and report.html are kept"""
+--workdir=DIR       where results.json, genes.csv and report.html are kept
+--plan              says which verdicts the design can reach, and stops"""
 BENCHMARK, METRIC = "expression", "pearson"
 NO_VALIDATION = "the protocol has no validation side to select by"
 AUDIT = ("position", "total_counts")
@@ -86,11 +90,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    config, given = command_line.parse(arguments, {"workdir": ""})
+    config, given = command_line.parse(arguments, {"workdir": "", "plan": False})
     command_line.check_sections(config, "task", "features", "evaluate")
-    if not given["workdir"]:
+    if not (given["workdir"] or given["plan"]):
         raise InputError("--workdir=DIR is missing: where results are kept")
     settle_cpu()
+    if given["plan"]:
+        with tempfile.TemporaryDirectory() as folder:
+            print_plan_of_scores(_Design.of(config, Path(folder)).plan())
+        return
     start, workdir = time.time(), Path(given["workdir"])
     command_line.check_not_a_training(workdir)
     with command_line.locked(workdir):
@@ -107,33 +115,85 @@ def _run(arguments: Sequence[str]) -> None:
         publish(workdir, run, results)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Design:
+    """What a run rests on before any score of an encoder or a floor.
+
+    shared: what folds with common training rows cost (`intervals.train_overlap`).
+    """
+
+    task: Task
+    folds: list[Fold]
+    experiment: Experiment
+    protocols: dict[str, Variant]
+    entries: list[Entry]
+    floors: tuple[str, ...]
+    omitted: dict[str, str]
+    audits: dict[str, dict[str, Any]]
+    shared: float
+    delta: float
+    not_run: dict[str, str]
+
+    @classmethod
+    def of(cls, config: Config, workdir: Path) -> "_Design":
+        """Raises `InputError` for everything that is wrong whatever the scores are."""
+        settings, about = config["evaluate"], config["task"]
+        _check_beyond(settings)
+        protocols = _variants(settings)
+        if not about["folder"]:
+            raise InputError("task.folder: it is empty, expected the folder of one task")
+        task = read_task(
+            about["folder"], gene_list=about["gene_list"], patients=about["patients"],
+            patient_pattern=about["patient_pattern"],
+        )  # fmt: skip
+        folds, not_run = task.folds()
+        not_run = {f"split {name}": reason for name, reason in not_run.items()}
+        if not folds:
+            raise InputError(f"{task.folder}: no split holds {task.unit}s out: {not_run}")
+        counts = read_counts(task)
+        experiment = make_experiment(
+            counts.matrix, counts.names, task.genes, sections=task.spots[SECTION],
+            units=task.spots[task.unit], folds=folds,
+        )  # fmt: skip
+        entries = _entries(config["features"], workdir)
+        floors, omitted = _floors(settings["floors"], entries)
+        not_run |= undefined_protocols(experiment, protocols)
+        for name, reason in not_run.items():
+            print(f"not run: {name}, because {reason}", file=sys.stderr)
+        shared, delta = train_overlap(folds), settings["delta"]
+        audits = _audits(task, experiment, protocols, shared, delta, config["seed"])
+        return cls(
+            task, folds, experiment, protocols, entries, floors, omitted, audits, shared, delta,
+            not_run,
+        )  # fmt: skip
+
+    @property
+    def tested(self) -> np.ndarray:
+        return np.unique(np.concatenate([fold.test for fold in self.folds]))
+
+    def plan(self) -> list[dict[str, Any]]:
+        """Rows of "plan": every variant is a family of its own."""
+        judged = [entry.kind for entry in self.entries if entry.kind in ENCODERS]
+        # A file's encoder has no step 0 here, nor anything else of its own.
+        not_ours = set() if "trained" in judged else set(OWN)
+        n_units = self.task.spots[self.task.unit].iloc[self.tested].nunique()
+        n_floors = len(set(self.floors) - set(self.omitted) - not_ours)
+        return [
+            row
+            for variant in self.audits
+            for row in plan_of_scores(
+                BENCHMARK, {variant: n_units}, self.audits, floors=n_floors,
+                encoders=len(judged), delta=self.delta, overlap=self.shared,
+            )
+        ]  # fmt: skip
+
+
 def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     """Every representation by every variant of the protocol; what results.json holds."""
-    settings, about = config["evaluate"], config["task"]
-    _check_beyond(settings)
-    protocols = _variants(settings)
-    if not about["folder"]:
-        raise InputError("task.folder: it is empty, expected the folder of one task")
-    task = read_task(
-        about["folder"], gene_list=about["gene_list"], patients=about["patients"],
-        patient_pattern=about["patient_pattern"],
-    )  # fmt: skip
-    folds, not_run = task.folds()
-    not_run = {f"split {name}": reason for name, reason in not_run.items()}
-    if not folds:
-        raise InputError(f"{task.folder}: no split holds {task.unit}s out: {not_run}")
-    counts = read_counts(task)
-    experiment = make_experiment(
-        counts.matrix, counts.names, task.genes, sections=task.spots[SECTION],
-        units=task.spots[task.unit], folds=folds,
-    )  # fmt: skip
-    entries = _entries(config["features"], workdir)
-    floors, omitted = _floors(settings["floors"], entries)
-    not_run |= undefined_protocols(experiment, protocols)
-    for name, reason in not_run.items():
-        print(f"not run: {name}, because {reason}", file=sys.stderr)
-    shared = train_overlap(folds)
-    audits = _audits(task, experiment, protocols, shared, settings["delta"], config["seed"])
+    settings, design = config["evaluate"], _Design.of(config, workdir)
+    task, experiment, protocols = design.task, design.experiment, design.protocols
+    entries, floors, omitted = design.entries, design.floors, design.omitted
+    audits, shared = design.audits, design.shared
     found: dict[str, dict[str, Expression]] = {}
     scores: list[Score] = []
     began = time.monotonic()
@@ -153,10 +213,11 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     for variant in variants:  # each a family of its own: the official one is not made to pay
         target = {"name": variant, "nuisance": False, "audit": audits[variant]}
         mine = [score for score in scores if score.target == variant]
-        verdicts += judge(
+        judged = judge(
             cases(mine, [target], floors, omitted=omitted, delta=settings["delta"],
                   overlap={variant: shared})
         )  # fmt: skip
+        verdicts += judged if variant == OFFICIAL else secondary(judged, "variant")
     scores = with_verdicts(scores, audits, verdicts)
     with StopSignal() as stop:
         conditional = _conditional(
@@ -165,7 +226,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
     agreement = rank_agreement(found) if len(found) > 1 and len(variants) > 1 else []
     workdir.mkdir(parents=True, exist_ok=True)
     write_rows(workdir / "genes.csv", _gene_rows(found))
-    tested = np.unique(np.concatenate([fold.test for fold in folds]))
+    tested = design.tested
     return {
         "data": {
             "name": task.folder.name,
@@ -177,7 +238,7 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
             "splits": {
                 OFFICIAL: {
                     fold.name: {"train": len(fold.train), "validation": 0, "test": len(fold.test)}
-                    for fold in folds
+                    for fold in design.folds
                 }
             },
         },
@@ -196,13 +257,13 @@ def evaluate_expression(config: Config, workdir: Path) -> dict[str, Any]:
         "floors": list(floors),
         "omitted": omitted,
         "selected": {},
-        "plan": [],
+        "plan": design.plan(),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": [],
         "scores": [score.to_row() for score in scores],
         "conditional": conditional,
         "variants": [_agreement_row(one) for one in agreement],
-        "not_run": not_run,
+        "not_run": design.not_run,
     }  # fmt: skip
 
 

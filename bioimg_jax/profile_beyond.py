@@ -26,9 +26,15 @@ from bioimg_jax.representations.representation import ENCODERS
 Config = Mapping[str, Any]
 
 
-def check_beyond(text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[str, str]) -> None:
-    """`InputError` before anything is scored for a confound that there is not."""
+def check_beyond(
+    text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """The confounds that are there, and of the others, as for `not_run`, that they are not.
+
+    Raises `InputError` before anything is scored for an encoder, or a floor of several numbers.
+    """
     obs = next(iter(tables.values())).obs
+    found, missing = [], {}
     for name in command_line.names(text):
         if name in tables and kinds[name] not in ENCODERS:
             width = tables[name].widths[tables[name].default]
@@ -37,11 +43,18 @@ def check_beyond(text: str, tables: Mapping[str, FeatureTable], kinds: Mapping[s
                     f"evaluate.beyond: {name!r} has {width} features, expected one: strata are "
                     "bins of one number"
                 )
-        elif name not in obs:
+        elif name in tables:
             raise InputError(
-                f"evaluate.beyond: {name!r} is no floor of the config and no column of the "
-                f"metadata, which has {', '.join(obs.columns)}"
+                f"evaluate.beyond: {name!r} is an encoder, expected floors of the config and "
+                "columns of the metadata"
             )
+        elif name not in obs:
+            missing[f"beyond {name}"] = (
+                f"the metadata have no column {name}, and the config no floor of that name"
+            )
+            continue
+        found.append(name)
+    return found, missing
 
 
 def conditional_rows(
@@ -49,9 +62,10 @@ def conditional_rows(
     aligned: Mapping[str, AlignedTable],
     tables: Mapping[str, FeatureTable],
     encoders: Sequence[str],
-    settings: Config,
+    confounds: Sequence[str],
     workdir: Path,
     *,
+    permutations: int,
     benchmark: str,
     seed: int,
     between: Callable[[], None],
@@ -62,14 +76,14 @@ def conditional_rows(
 
     Args:
       aligned: by the alignment that `benchmark` names, of encoders and floors.
+      confounds: floors of one number, and columns (`check_beyond`).
       between: called after every question, whose rows are then kept; may raise to stop there.
     """
     floors = {name: table for name, table in aligned.items() if name not in encoders}
     first = next(iter(aligned.values()))
-    permutations = settings["beyond_permutations"]
     digests = {name: table_digest(table) for name, table in aligned.items()}
     found: list[dict[str, Any]] = []
-    for asked in command_line.names(settings["beyond"]):
+    for asked in confounds:
         if asked in floors:
             raw, floor = tables[asked].layer(tables[asked].default), floors[asked]
             confound = Confound.of_number(asked, raw, floor.obs)

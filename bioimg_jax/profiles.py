@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,14 +54,17 @@ from bioimg_jax.profile_beyond import check_beyond, conditional_rows, identity_o
 from bioimg_jax.report import write_rows
 from bioimg_jax.representations.representation import ENCODERS
 from bioimg_jax.results import about_run, publish
-from bioimg_jax.score_audit import JOINT, audit_of_scores
+from bioimg_jax.score_audit import JOINT, audit_of_scores, audited_groups
+from bioimg_jax.score_plan import plan_of_scores, print_plan_of_scores
 from bioimg_jax.scoring import with_verdicts
-from bioimg_jax.statistics.verdict import Verdict, judge
+from bioimg_jax.statistics.plan import sd_of_shares
+from bioimg_jax.statistics.verdict import Verdict, judge, secondary
 from bioimg_jax.stop_signal import StopSignal
 
 HELP = f"""{__doc__}
 --config.KEY=VALUE  changes a key of the config file, which explains them
---workdir=DIR       where tables, results.json and report.html are kept"""
+--workdir=DIR       where tables, results.json and report.html are kept
+--plan              says which verdicts the design can reach, and stops"""
 NO_IMAGES = "there are no images behind a file of features"
 NAMES = (PLATE, BATCH, WELL, COMPOUND, CLASS, GENE, ARM)  # columns that are never numbers
 KINDS = (*ENCODERS, "untrained", "count", "pixels", "layout", "texture", "combined", "noise")
@@ -86,6 +90,7 @@ PARTS: dict[str, dict[str, type]] = {
     "control": {"column": str, "values": str},
     "positive": {"column": str, "values": str},
 }
+OWN_SOURCES: dict[str, type] = {"beside": str, "metadata": dict}  # keys that a table may have
 PAIRS: dict[str, type] = dict.fromkeys((*RULES, "multilabel", "null", "within", "unit"), str)
 
 
@@ -98,11 +103,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    config, given = command_line.parse(arguments, {"workdir": ""})
+    config, given = command_line.parse(arguments, {"workdir": "", "plan": False})
     command_line.check_sections(config, "profiles", "evaluate")
-    if not given["workdir"]:
+    if not (given["workdir"] or given["plan"]):
         raise InputError("--workdir=DIR is missing: where tables and results are kept")
     settle_cpu()
+    if given["plan"]:
+        _print_plan(config)
+        return
     start, workdir = time.time(), Path(given["workdir"])
     command_line.check_not_a_training(workdir)
     with command_line.locked(workdir):
@@ -119,19 +127,82 @@ def _run(arguments: Sequence[str]) -> None:
         publish(workdir, run, results)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Design:
+    """What a run rests on before any score of an encoder or a floor."""
+
+    alignments: dict[str, Alignment]
+    tables: dict[str, FeatureTable]
+    kinds: dict[str, str]
+    encoders: list[str]
+    floors: tuple[str, ...]
+    omitted: dict[str, str]
+    confounds: list[str]
+    protocols: list[ProfileProtocol]
+    audits: dict[str, dict[str, Any]]
+    not_run: dict[str, str]
+
+    @classmethod
+    def of(cls, config: Config, workdir: Path) -> "_Design":
+        """Raises `InputError` for everything that is wrong whatever the scores are."""
+        settings, sources = config["evaluate"], config["profiles"]
+        _check_types(config)
+        alignments = _alignments(settings["alignments"])
+        tables = _read_tables(sources, workdir)
+        kinds = {name: sources["tables"][name]["kind"] for name in tables}
+        encoders = [name for name in tables if kinds[name] in ENCODERS]
+        floors, omitted = _floors(settings["floors"], tables, sources)
+        confounds, absent = check_beyond(settings["beyond"], tables, kinds)
+        first = next(iter(tables.values()))
+        protocols, audits, not_run = _protocols(settings, first, config["seed"])
+        return cls(
+            alignments, tables, kinds, encoders, floors, omitted, confounds, protocols, audits,
+            not_run | absent,
+        )  # fmt: skip
+
+    def plan(self, protocols: Sequence[ProfileProtocol], delta: float) -> list[dict[str, Any]]:
+        """Rows of "plan", of the primary alignment: after others the design is the same.
+
+        What a unit holds is taken for its treatments, each right or wrong.
+        """
+        obs = next(iter(self.tables.values())).obs
+        units, sds = {}, {}
+        for protocol in protocols:
+            asked = obs.iloc[protocol.fold(obs).test]
+            made: Any = protocol.benchmark
+            treatments = unit_names(asked, getattr(made, "treatment", protocol.target.unit))
+            held = pd.Series(treatments, index=unit_names(asked, protocol.target.unit))
+            counts = held.groupby(level=0).nunique()
+            scored = self.audits[protocol.name]["per_unit"]  # some may have no partner
+            counts = counts[counts.index.isin(list(scored))] if scored else counts
+            units[protocol.name] = len(counts)
+            sds[protocol.name] = sd_of_shares(counts.to_numpy()) if len(counts) else 0.0
+        return plan_of_scores(
+            next(iter(self.alignments)), units, self.audits, sds=sds,
+            floors=len(set(self.floors) - set(self.omitted)), encoders=len(self.encoders),
+            delta=delta,
+        )  # fmt: skip
+
+
+def _print_plan(config: Config) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        design = _Design.of(config, Path(folder))
+        rows = design.plan(design.protocols, config["evaluate"]["delta"])
+    primary, *others = design.alignments
+    note = f"after {', '.join(others)}: the same, and not corrected for beside {primary}"
+    print_plan_of_scores(rows, note if others else "")
+    _tell_missing(design.not_run)
+
+
 def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
     """Every protocol on every table of features, after every alignment; what results.json holds."""
     settings, sources, seed = config["evaluate"], config["profiles"], config["seed"]
-    _check_types(config)
-    alignments = _alignments(settings["alignments"])
-    tables = _read_tables(sources, workdir)
-    kinds = {name: sources["tables"][name]["kind"] for name in tables}
-    encoders = [name for name in tables if kinds[name] in ENCODERS]
+    design = _Design.of(config, workdir)
+    alignments, tables, kinds = design.alignments, design.tables, design.kinds
+    encoders, floors, omitted = design.encoders, design.floors, design.omitted
+    protocols, audits, not_run = design.protocols, design.audits, design.not_run
     first = next(iter(tables.values()))
     obs = first.obs
-    floors, omitted = _floors(settings["floors"], tables, sources)
-    check_beyond(settings["beyond"], tables, kinds)
-    protocols, audits, not_run = _protocols(settings, first, seed)
     scores: list[Score] = []
     nuisance: list[dict[str, Any]] = []
     facts: dict[str, dict[str, Any]] = {name: {} for name in alignments}
@@ -158,10 +229,10 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
                         scores.append(Score.from_row(row))
                     stop.leave()
                 if settings["nuisance"] and name in encoders:
-                    rows, absent = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
+                    rows, unasked = asker.nuisance(*_numbers_and_ids(tables, kinds, sources))
                     about = {"representation": name, "benchmark": words}
                     nuisance += [about | row for row in rows]
-                    not_run |= absent
+                    not_run |= unasked
                     stop.leave()
                 done += 1
                 left = int((time.monotonic() - began) / done * (todo - done))
@@ -170,15 +241,17 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         if not scores:
             raise InputError(f"no protocol could score anything: {next(iter(not_run.values()))}")
         conditional = conditional_rows(
-            protocols, primary, tables, encoders, settings, workdir,
-            benchmark=next(iter(alignments)), seed=seed, between=stop.leave,
+            protocols, primary, tables, encoders, design.confounds, workdir,
+            permutations=settings["beyond_permutations"], benchmark=next(iter(alignments)),
+            seed=seed, between=stop.leave,
         )  # fmt: skip
     screened = _screening(protocols, primary, encoders, settings, seed)
     not_run |= screened.missing
-    for name, reason in not_run.items():
-        print(f"not run: {name}, because {reason}", file=sys.stderr)
+    _tell_missing(not_run)
     _write_tables(workdir / "screening", screened.tables)
-    scores, verdicts = _judged(scores, protocols, audits, floors, omitted, settings)
+    scores, verdicts = _judged(
+        scores, protocols, audits, floors, omitted, settings, next(iter(alignments))
+    )
     return {
         "data": {
             "name": Path(next(iter(sources["tables"].values()))["source"]).name,
@@ -198,7 +271,7 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         "floors": list(floors),
         "omitted": omitted,
         "selected": {},
-        "plan": [],
+        "plan": design.plan(protocols, settings["delta"]),
         "verdicts": [verdict.to_row() for verdict in verdicts],
         "untrained": [],
         "scores": [score.to_row() for score in scores],
@@ -209,6 +282,11 @@ def evaluate_profiles(config: Config, workdir: Path) -> dict[str, Any]:
         "plate_maps": {name: _nested(layout.map) for name, layout in screened.layouts.items()},
         "not_run": not_run,
     }
+
+
+def _tell_missing(not_run: Mapping[str, str]) -> None:
+    for name, reason in not_run.items():
+        print(f"not run: {name}, because {reason}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -280,6 +358,12 @@ def _check_types(config: Config) -> None:
             fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
             if not fits or (isinstance(value, bool) and kind is not bool):
                 raise InputError(f"{place}.{key}: {value!r}, expected {kind.__name__}")
+    for name, table in config["profiles"]["tables"].items():
+        for key, kind in OWN_SOURCES.items():
+            if key in table and not isinstance(table[key], kind):
+                raise InputError(
+                    f"profiles.tables.{name}.{key}: {table[key]!r}, expected {kind.__name__}"
+                )
     settings = config["evaluate"]
     for key, least in (("permutations", 1), ("beyond_permutations", 1), ("least_replicates", 2)):
         if settings[key] < least:
@@ -300,14 +384,7 @@ def _protocols(
     protocols, not_run = find_protocols(
         settings["benchmarks"], list(table.obs.columns), settings, seed=seed
     )
-    asked = command_line.names(settings["audit"])
-    absent = [column for column in asked if column not in table.obs]
-    if asked and len(absent) == len(asked):
-        raise InputError(
-            f"evaluate.audit: the metadata have no column {', '.join(absent)}, expected some of "
-            f"{', '.join(table.obs.columns)}, or none for no audit"
-        )
-    not_run |= {f"audit of {c}": f"the metadata have no column {c}" for c in absent}
+    not_run |= audited_groups(settings["audit"], table.obs.columns)[1]
     audits: dict[str, dict[str, Any]] = {}
     for protocol in protocols:
         try:
@@ -413,10 +490,12 @@ def _alignments(text: str) -> dict[str, Alignment]:
 
 
 def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
-    """The tables of the config, by name, with the same metadata in every row."""
-    shared = {
-        "beside": sources["beside"],
-        "metadata": dict(sources["metadata"]),
+    """The tables of the config, by name, each with the metadata of the first.
+
+    Raises `InputError` where the columns that two of them have say different things, or there are
+    none by which to tell that their wells are the same.
+    """
+    shared: dict[str, Any] = {
         "extract": {name: (e["column"], e["pattern"]) for name, e in sources["extract"].items()},
         "joins": [
             Join(j["path"], dict(j["on"]), dict(j["columns"]), j["unmatched"])
@@ -435,25 +514,55 @@ def _read_tables(sources: Config, workdir: Path) -> dict[str, FeatureTable]:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = import_table(
             about["source"], path, only=about["only"],
-            ignore=command_line.names(about["ignore"]), **shared,
+            ignore=command_line.names(about["ignore"]),
+            beside=about.get("beside", sources["beside"]),
+            metadata=dict(about.get("metadata", sources["metadata"])), **shared,
         )  # fmt: skip
         table = _rolled_up(table, sources["rollup"])
         # Numbers may well be names here: plates 1, 2 and 3 have no mean.
         text = {c: table.obs[c].astype(str).where(has_value(table.obs[c]))
                 for c in NAMES if c in table.obs}  # fmt: skip
-        obs = _with_flag(table.obs.assign(**text), CONTROL, sources["control"], "control")
-        obs = _with_flag(obs, POSITIVE, sources["positive"], "positive")
-        found[name] = dataclasses.replace(table, obs=obs)
+        found[name] = dataclasses.replace(table, obs=table.obs.assign(**text))
     if not found:
         raise InputError("profiles.tables: none, expected the features of at least one encoder")
     first = next(iter(found))
+    obs = found[first].obs
     for name, table in found.items():
-        if not table.obs.astype(str).equals(found[first].obs.astype(str)):
+        _check_same_wells(first, obs, name, table.obs, command_line.names(sources["unique"]))
+    obs = _with_flag(obs, CONTROL, sources["control"], "control")
+    obs = _with_flag(obs, POSITIVE, sources["positive"], "positive")
+    return {name: dataclasses.replace(table, obs=obs) for name, table in found.items()}
+
+
+def _check_same_wells(
+    first: str, obs: pd.DataFrame, name: str, other: pd.DataFrame, unique: Sequence[str]
+) -> None:
+    """`InputError` unless the rows of two tables are the same wells in the same order.
+
+    Files from different places have columns of their own; what decides is what both have, which
+    must name a row (`unique`; where the config names no such columns, all must be in both).
+    """
+    expected = "expected the same wells in the same order"
+    told = f"profiles.tables: {name} and {first} have other metadata"
+    names = [c for c in unique if c in obs] or [*obs.columns, *other.columns]
+    for column in names:
+        if column not in obs or column not in other:
+            lacks = first if column not in obs else name
+            raise InputError(f"{told}: {lacks} has no column {column!r}, {expected}")
+    if len(obs) != len(other):
+        raise InputError(f"{told}: {len(other)} and {len(obs)} rows, {expected}")
+    for column in obs.columns.intersection(other.columns, sort=False):
+        here, there = obs[column], other[column]
+        if pd.api.types.is_numeric_dtype(here) and pd.api.types.is_numeric_dtype(there):
+            same = np.isclose(here.astype(float), there.astype(float), equal_nan=True)
+        else:
+            same = (here.astype(str) == there.astype(str)).to_numpy()
+        if not same.all():
+            row = int(np.argmin(same))
             raise InputError(
-                f"profiles.tables: {name} and {first} have other metadata, expected the same wells "
-                "in the same order"
+                f"{told}: {column!r} of row {row} is {there.iloc[row]!r} and {here.iloc[row]!r}, "
+                f"{expected}"
             )
-    return found
 
 
 def _rolled_up(table: FeatureTable, about: Config) -> FeatureTable:
@@ -517,15 +626,14 @@ def _floors(
 def _audit(
     protocol: ProfileProtocol, table: FeatureTable, settings: Config, seed: int
 ) -> dict[str, Any]:
-    """What columns of the metadata score by the protocol itself, each alone and all together.
+    """What columns of the metadata score by the protocol itself, each group that the config names.
 
     Raises `InputError` where wells and labels are none that the protocol can score.
     """
-    columns = [c for c in command_line.names(settings["audit"]) if c in table.obs]
-    if columns and protocol.target.column == GENE and ARM in table.obs and ARM not in columns:
-        columns.append(ARM)
+    also = (ARM,) if protocol.target.column == GENE else ()
+    groups, _ = audited_groups(settings["audit"], table.obs.columns, also=also)
     found: dict[str, Score] = {}
-    for chosen in [*([c] for c in columns), *([columns] if len(columns) > 1 else [])]:
+    for chosen in groups:
         name = JOINT.join(chosen)
         found[name] = protocol.score(
             of_metadata(table, chosen), representation=name, kind="metadata", seed=seed
@@ -534,8 +642,9 @@ def _audit(
         held = of_metadata(table, [protocol.target.column])
         protocol.score(held, representation="", kind="metadata", seed=seed)
     return audit_of_scores(
-        found, columns, name=protocol.name, metric=protocol.target.metric, delta=settings["delta"]
-    )
+        found, list(found), name=protocol.name, metric=protocol.target.metric,
+        delta=settings["delta"],
+    )  # fmt: skip
 
 
 def _judged(
@@ -545,11 +654,12 @@ def _judged(
     floors: Sequence[str],
     omitted: Mapping[str, str],
     settings: Config,
+    primary: str,
 ) -> tuple[list[Score], list[Verdict]]:
     """Verdicts, and the scores with their words.
 
     The protocols after one alignment are a family of tests: the primary alignment's are not made
-    to pay for others that were tried beside it.
+    to pay for others that were tried beside it, whose verdicts say that nothing pays for them.
     """
     targets = [
         {"name": protocol.name, "nuisance": False, "audit": audits[protocol.name]}
@@ -557,7 +667,7 @@ def _judged(
     ]
     verdicts: list[Verdict] = []
     for words in dict.fromkeys(score.benchmark for score in scores):
-        verdicts += judge(
+        found = judge(
             cases(
                 [score for score in scores if score.benchmark == words],
                 targets,
@@ -567,6 +677,7 @@ def _judged(
                 overlap={protocol.name: 0.0 for protocol in protocols},
             )
         )
+        verdicts += found if words == primary else secondary(found, "alignment")
     return with_verdicts(scores, audits, verdicts), verdicts
 
 

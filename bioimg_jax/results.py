@@ -15,6 +15,7 @@ from bioimg_jax.candidates import Trained
 from bioimg_jax.data.dataset import Dataset
 from bioimg_jax.data.declaration import Target
 from bioimg_jax.data.splits import Fold, rows_of
+from bioimg_jax.statistics.verdict import UNCORRECTED
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -140,5 +141,7 @@ def summary(results: Mapping[str, Any]) -> str:
                 key = (verdict["benchmark"], verdict["target"])
                 if key == (benchmark, target["name"]) and not target["nuisance"]:
                     word = verdict["word"] or "no verdict"
-                    lines.append(f"  verdict on {verdict['encoder']}: {word} - {verdict['why']}")
+                    line = f"  verdict on {verdict['encoder']}: {word} - {verdict['why']}"
+                    notes = [n for n in verdict["qualified_by"] if UNCORRECTED in n]
+                    lines.append(line + "".join(f" ({note})" for note in notes))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ def _table(kind: str, *, only: str = "") -> dict[str, str]:
         "source": WELLS,  # .h5ad, .parquet, .csv, or .npz
         "only": only,  # regular expression of the features' names; "" for all
         "ignore": "",  # columns that are neither features nor metadata
+        # A file unlike the others has "beside": "" and "metadata": {} of its own here.
     }
 
 
@@ -34,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
                     "count": _table("count", only="Nuclei_Number_Object_Number"),
                     "intensity": _table("pixels", only="_Intensity_"),
                 },
-                "beside": "",  # the metadata of an .npz
+                "beside": "",  # csv or parquet of the metadata, row by row, for an .npz
                 # Column of the file -> its name here. Protocols read: compound, dose, moa, gene,
                 # chromosome_arm, plate, well and batch.
                 "metadata": {"Image_Metadata_Plate": "plate", "Image_Metadata_Well": "well"},
@@ -94,8 +95,10 @@ def get_config() -> ml_collections.ConfigDict:
                     },
                 },
                 "floors": "chance,count,intensity",
-                # Columns that may give the answer away; of genes the arm is one, where it is there.
-                "audit": "batch,plate,well",
+                # Columns that may give the answer away, alone and together: groups with ";" between
+                # them, whose columns have "," between. Without any ";" each column and all of them.
+                # Of genes the arm is one, where it is there.
+                "audit": "batch; plate; well; batch,well; batch,plate,well",
                 "average": "mean",  # of the wells of a treatment, or median
                 "permutations": 1_000,  # of labels: which treatments are active
                 "active_q": 0.05,  # an active treatment, or consistent class, has a smaller one

@@ -88,6 +88,9 @@ def test_the_score_is_the_protocols_whatever_the_order_of_rows(
     assert len(results["variants"]) == pairs
     assert {row["representations"] for row in results["variants"]} == {2}
     assert [row["name"] for row in results["encoders"]] == ["encoder"]
+    for verdict in results["verdicts"]:
+        note = "a secondary variant, not corrected for" in verdict["qualified_by"]
+        assert note == (verdict["target"] != OFFICIAL)
     audit = results["targets"][0]["audit"]
     assert set(audit["per_column"]) == {"position", "total_counts"}
     genes = pd.read_csv(tmp_path / "out" / "genes.csv")
@@ -151,6 +154,16 @@ def test_a_signal_stops_between_questions_and_the_next_run_asks_the_others(
     other = given | {"seed": 1}
     expression.evaluate_expression(other, workdir)
     assert len(calls) == 4  # of another seed they are asked again
+
+
+def test_the_plan_says_that_few_patients_tell_nothing(folder: HestFolder, tmp_path: Path) -> None:
+    given = config(folder, tables(folder, tmp_path))
+    results = expression.evaluate_expression(given, tmp_path / "out")
+    assert [row["target"] for row in results["plan"]] == [t["name"] for t in results["targets"]]
+    for row in results["plan"]:
+        (verdict,) = (v for v in results["verdicts"] if v["target"] == row["target"])
+        assert row["n_units"] == verdict["n_units"] and row["benchmark"] == "expression"
+        assert ("always cannot tell" in row["sentence"]) == (row["n_units"] < 4)
 
 
 def test_one_patient_held_out_is_cannot_tell(folder: HestFolder, tmp_path: Path) -> None:
@@ -257,7 +270,10 @@ def test_the_readmes_command_runs(
 
 
 def test_the_command_writes_a_report(
-    folder: HestFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: HestFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = tmp_path / "config.json"
     settings.write_text(json.dumps(config(folder, tables(folder, tmp_path))))
@@ -276,6 +292,13 @@ def test_the_command_writes_a_report(
     assert expression.main(["expression", "--help"]) == 0
     assert expression.main(arguments[:2]) == 2
     assert "--workdir=DIR is missing" in capsys.readouterr().err
+
+    def scored(*_: Any) -> None:
+        raise AssertionError("an encoder is scored")
+
+    monkeypatch.setattr(expression, "_features", scored)
+    assert expression.main([*arguments[:2], "--plan"]) == 0
+    assert f"  {OFFICIAL}: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ import pytest
 from bioimg_jax import profile_beyond, profiles
 from bioimg_jax.benchmarks.protocols import find_protocols
 from bioimg_jax.errors import InputError, Preempted
+from bioimg_jax.results import summary
+from bioimg_jax.score_audit import audited_groups
+from bioimg_jax.statistics import plan as statistics_plan
 from tests import tiny
 
 CONFIG = tiny.ROOT / "configs" / "eval_profiles.py"
@@ -90,6 +93,14 @@ def test_signal_is_found_and_is_above_its_floors(tmp_path: Path) -> None:
         assert of(results, target, alignment, "count")["value"] < 0.4
     words = {(v["target"], v["benchmark"]): v["word"] for v in results["verdicts"]}
     assert words["nsc", "centerscale_on_controls"] == words["activity", "none"] == "above"
+    note = "a secondary alignment, not corrected for"
+    told = {v["benchmark"] for v in results["verdicts"] if note in v["qualified_by"]}
+    assert told == {"centerscale_on_controls"}  # "none" is the first one here
+    assert results["benchmarks"][0] == "none"
+    printed = [line for line in summary(results).splitlines() if "verdict on" in line]
+    assert [note in line for line in printed] == [
+        v["benchmark"] != "none" for v in results["verdicts"]
+    ]
     apart = of(results, "activity", "centerscale_on_controls", "encoder")["settings"]
     assert apart["parts"] == 2 and apart["n_treatments"] == COMPOUNDS
     assert of(results, "activity", "none", "encoder")["settings"]["parts"] == 1
@@ -99,6 +110,76 @@ def test_signal_is_found_and_is_above_its_floors(tmp_path: Path) -> None:
         for a in ("centerscale_on_controls", "none")
     )
     assert aligned >= raw - 0.05
+
+
+def test_groups_of_columns_are_audited_and_are_rivals(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    # Neither the row nor the column of a well tells the class; both together do, on every plate.
+    dmso = wells["Metadata_compound"] == "DMSO"
+    number = wells["Metadata_compound"].str[1:].where(~dmso, "0").astype(int)
+    wells["Metadata_row"] = np.where(dmso, "C", (number % CLASSES // 2).map({0: "A", 1: "B"}))
+    wells["Metadata_column"] = np.where(dmso, "9", (number % 2).astype(str))
+    wells.to_csv(path, index=False)
+    about = {"alignments": "centerscale_on_controls", "benchmarks": "nsc"}
+    found = profiles.evaluate_profiles(
+        config(path, audit="row; column; row,column", **about), tmp_path / "joint"
+    )
+    (target,) = found["targets"]
+    rows = target["audit"]["per_column"]
+    assert list(rows) == ["row", "column", "row and column"]
+    assert (
+        rows["row"]["score"] == pytest.approx(rows["column"]["score"])
+        and rows["row"]["score"] < 0.7
+    )
+    assert rows["row and column"]["score"] == target["audit"]["score"] == 1.0
+    assert target["verdict"] == "confounded" and target["audit"]["columns"] == ["row", "column"]
+    assert {v["word"] for v in found["verdicts"]} == {"confounded"}
+    alone = profiles.evaluate_profiles(config(path, audit="row; column", **about), tmp_path / "two")
+    assert list(alone["targets"][0]["audit"]["per_column"]) == ["row", "column"]
+    assert alone["verdicts"][0]["word"] == "above"
+    assert alone["verdicts"][0]["holm_metadata"] is not None  # both are rivals
+
+
+def test_a_list_of_columns_is_each_of_them_and_all_that_are_there() -> None:
+    there = ["plate", "well", "batch", "chromosome_arm"]
+    assert audited_groups("batch,well", there)[0] == [("batch",), ("well",), ("batch", "well")]
+    assert audited_groups("week,plate,well", there) == (
+        [("plate",), ("well",), ("plate", "well")],
+        {"audit of week": "the metadata have no column week"},
+    )
+    assert audited_groups("plate;", there)[0] == [("plate",)]
+    assert audited_groups("", there) == ([], {})
+    assert audited_groups("batch; week,well", there, also=("chromosome_arm",)) == (
+        [("batch",), ("chromosome_arm",)],
+        {"audit of week and well": "the metadata have no column week"},
+    )
+    assert audited_groups("batch", there, also=("chromosome_arm",))[0] == [
+        ("batch",), ("chromosome_arm",), ("batch", "chromosome_arm"),
+    ]  # fmt: skip
+
+
+def test_a_column_that_only_a_part_of_the_run_reads_does_not_end_it(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    wells.drop(columns="Metadata_batch").to_csv(path, index=False)
+    given = config(
+        path, alignments="none", benchmarks="nsc,relationships,compound_gene",
+        beyond="count,batch", audit="batch; batch,week",
+    )  # fmt: skip
+    found = profiles.evaluate_profiles(given, tmp_path / "out")
+    no = "the metadata have no column "
+    assert found["not_run"] == {
+        "relationships": f"evaluate.pair_lists names no list of known pairs, and {no}gene",
+        "compound_gene": "evaluate.activities names no file of known activities, and "
+        f"{no}gene and no column dose",
+        "audit of batch": f"{no}batch",
+        "audit of batch and week": f"{no}batch and no column week",
+        "beyond batch": f"{no}batch, and the config no floor of that name",
+    }
+    assert {row["beyond"] for row in found["conditional"]} == {"count"}
+    (target,) = found["targets"]
+    assert target["audit"]["best"] is None and target["audit"]["per_column"] == {}
 
 
 def test_without_signal_nothing_is_above(tmp_path: Path) -> None:
@@ -148,6 +229,44 @@ def test_the_command_writes_a_report_and_names_what_is_missing(
     assert "verdict on encoder" in said.out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "rows of features" in page and "nscb_unidino was not run" in page
+
+
+def test_the_plan_is_told_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(screen(tmp_path, signal=2.0), benchmarks="nsc,activity,nscb_unidino")
+    results = profiles.evaluate_profiles(given, tmp_path / "out")
+    plan = {row["target"]: row for row in results["plan"]}
+    (missing,) = results["not_run"]  # a compound is in every batch here
+    assert set(plan) == {"nsc", "activity"} and missing == "nscb_unidino"
+    assert {row["benchmark"] for row in results["plan"]} == {results["benchmarks"][0]}
+    # Two floors (the twin is omitted), a family of two protocols and one encoder; a compound is one
+    # treatment, right or wrong.
+    expected = statistics_plan.plan(
+        COMPOUNDS, floors=2, family=2, delta=0.03, sd=float(np.sqrt(0.06**2 + 0.25))
+    )
+    for row in plan.values():
+        assert row["n_units"] == COMPOUNDS
+        assert row["sentence"] == expected.sentence(0.03)
+    for score in results["scores"]:
+        assert score["n_units"] == plan[score["target"]]["n_units"]
+    written = tmp_path / "config.py"
+    written.write_text(
+        "import json, ml_collections\n"
+        "def get_config():\n"
+        f"    return ml_collections.ConfigDict(json.loads({json.dumps(given)!r}))\n"
+    )
+
+    def scored(*_: Any, **__: Any) -> None:
+        raise AssertionError("an encoder is scored")
+
+    monkeypatch.setattr("bioimg_jax.profiles.ProfileProtocol.score", _only_metadata(scored))
+    assert profiles.main(["profiles", f"--config={written}", "--plan"]) == 0
+    said = capsys.readouterr()
+    for name, row in plan.items():
+        assert f"  {name}: {row['sentence']}\n" in said.out
+    assert "after centerscale_on_controls: the same, and not corrected for" in said.out
+    assert "not run: nscb_unidino" in said.err
 
 
 def test_what_stands_beside_the_scores_is_in_results_report_and_files(tmp_path: Path) -> None:
@@ -309,9 +428,9 @@ def _only_metadata(otherwise: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evaluate": {"beyond": "cells"}}, "evaluate.beyond: 'cells' is no floor"),
-        ({"evaluate": {"beyond": "encoder"}}, "evaluate.beyond: 'encoder' is no floor"),
-        ({"evaluate": {"audit": "plte,wel"}}, "evaluate.audit: the metadata have no column plte"),
+        ({"evaluate": {"beyond": "encoder"}}, "evaluate.beyond: 'encoder' is an encoder"),
+        ({"evaluate": {"audit": "plate,plate"}}, "evaluate.audit: 'plate,plate' names 'plate and"),
+        ({"evaluate": {"audit": "plate,well; well,plate"}}, "names 'well and plate' twice"),
         ({"evaluate": {"permutations": "many"}}, "evaluate.permutations: 'many', expected int"),
         ({"evaluate": {"permutations": -1}}, "evaluate.permutations: -1, expected 1 or more"),
         ({"evaluate": {"active_q": 0.0}}, "evaluate.active_q: 0.0, expected 0 < q <= 1"),
@@ -433,6 +552,49 @@ def test_plates_that_are_numbers_are_names(tmp_path: Path) -> None:
     )
     shares = {r["column"]: r for r in results["nuisance"] if r["metric"] == "explained variance"}
     assert shares["plate"]["value"] > 0.2 and shares["plate"]["chance"] == pytest.approx(3 / 95)
+
+
+def test_tables_come_from_files_of_different_kinds_and_column_names(tmp_path: Path) -> None:
+    path = screen(tmp_path, signal=2.0)
+    wells = pd.read_csv(path, keep_default_na=False)
+    given = config(path, alignments="none", benchmarks="nsc,activity", beyond="count")
+    whole = profiles.evaluate_profiles(given, tmp_path / "whole")
+    # The encoder's features as an .npz whose metadata lie beside it; of the floor a csv that knows
+    # plates and wells alone, by names of its own.
+    features = wells.filter(regex="^f").to_numpy(np.float32)
+    np.savez(tmp_path / "encoder.npz", features=features)
+    about = wells.filter(regex="^Metadata_").rename(columns={"Metadata_plate": "Barcode"})
+    about.to_csv(tmp_path / "beside.csv", index=False)
+    floor = wells[["Metadata_well", "Metadata_plate", "Count"]]
+    floor.set_axis(["Position", "PlateName", "Nuclei"], axis=1).to_csv(
+        tmp_path / "cells.csv", index=False
+    )
+    tables = given["profiles"]["tables"]
+    tables["encoder"] = {
+        "kind": "imported", "source": str(tmp_path / "encoder.npz"), "only": "", "ignore": "",
+        "beside": str(tmp_path / "beside.csv"), "metadata": {"Barcode": "plate"},
+    }  # fmt: skip
+    tables["count"] |= {
+        "source": str(tmp_path / "cells.csv"), "only": "^Nuclei$",
+        "metadata": {"Position": "well", "PlateName": "plate"},
+    }  # fmt: skip
+    apart = profiles.evaluate_profiles(given, tmp_path / "apart")
+    for target in ("nsc", "activity"):
+        for name in ("encoder", "count"):
+            mine, before = (of(found, target, "none", name) for found in (apart, whole))
+            assert mine["value"] == pytest.approx(before["value"], abs=1e-9), (target, name)
+    assert [v["word"] for v in apart["verdicts"]] == [v["word"] for v in whole["verdicts"]]
+    swapped = pd.read_csv(tmp_path / "cells.csv")
+    swapped.iloc[[3, 4]] = swapped.iloc[[4, 3]].to_numpy()
+    swapped.to_csv(tmp_path / "cells.csv", index=False)
+    with pytest.raises(InputError, match="count and encoder have other metadata: 'well' of row 3"):
+        profiles.evaluate_profiles(given, tmp_path / "apart")
+    tables["count"]["metadata"] = {"Position": "well"}
+    with pytest.raises(InputError, match="no column 'plate'"):
+        profiles.evaluate_profiles(given, tmp_path / "apart")
+    tables["count"]["metadata"] = "plate"
+    with pytest.raises(InputError, match=r"tables\.count\.metadata: 'plate', expected dict"):
+        profiles.evaluate_profiles(given, tmp_path / "apart")
 
 
 def test_a_kind_that_is_none_and_tables_of_other_wells_are_refused(tmp_path: Path) -> None:

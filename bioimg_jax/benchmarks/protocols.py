@@ -64,6 +64,16 @@ class ProfileProtocol:
         known = {key: value for key, value in changes.items() if hasattr(made, key)}
         return dataclasses.replace(self, benchmark=dataclasses.replace(made, **known))
 
+    def untested(self) -> "ProfileProtocol":
+        """The same metric in less time, for scores whose own p-values nobody reads.
+
+        Without permutations; where chance is made of them (activity) with fewer, because by random
+        rankings it would be another metric of the same name.
+        """
+        made: Any = self.benchmark
+        fewest = getattr(made, "fewest_permutations", 0)
+        return self.with_settings(permutations=min(fewest, getattr(made, "permutations", 0)))
+
     def fold(self, obs: pd.DataFrame) -> Fold:
         """The wells it is about: those with a label that are no controls. There is no training."""
         wells = target_rows(obs, self.target)
@@ -173,10 +183,14 @@ def find_protocols(
         "compound_gene": targets_of_compounds,
         "retrieval": by_pair_rules,
     }
-    lacks = {
-        "relationships": "evaluate.pair_lists names no list of known pairs",
-        "compound_gene": "evaluate.activities names no file of known activities",
-        "retrieval": "evaluate.retrieval names no pair rules",
+    # What the config does not name, and the columns that its protocols would read besides.
+    lacks: dict[str, tuple[str, tuple[str, ...]]] = {
+        "relationships": ("evaluate.pair_lists names no list of known pairs", (GENE,)),
+        "compound_gene": (
+            "evaluate.activities names no file of known activities",
+            (COMPOUND, GENE, DOSE),
+        ),
+        "retrieval": ("evaluate.retrieval names no pair rules", ()),
     }
     asked = names(text)
     if not asked or len(set(asked)) < len(asked):
@@ -187,12 +201,14 @@ def find_protocols(
             raise InputError(f"{KEY}: {name!r}, expected some of {', '.join(makers)}")
         made = makers[name]()
         if not made:
-            missing[name] = lacks[name]
+            reason, needs = lacks[name]
+            absent = [column for column in needs if column not in columns]
+            and_no = f", and {_no_column(absent)}" if absent else ""
+            missing[name] = reason + and_no
         for protocol in made:
             absent = [column for column in protocol.needs if column not in columns]
             if absent:
-                reason = f"the metadata have no column {' and no column '.join(absent)}"
-                missing[protocol.name] = reason
+                missing[protocol.name] = _no_column(absent)
             else:
                 found.append(protocol)
     if len({protocol.name for protocol in found}) < len(found):
@@ -200,6 +216,10 @@ def find_protocols(
             f"evaluate.pair_lists: {options['pair_lists']!r}, expected lists of different names"
         )
     return found, missing
+
+
+def _no_column(absent: Sequence[str]) -> str:
+    return f"the metadata have no column {' and no column '.join(absent)}"
 
 
 def of_metadata(table: FeatureTable, columns: Sequence[str]) -> AlignedTable:

@@ -11,7 +11,8 @@ different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
   labels score when they are permuted among the treatment's wells and the controls of their plates:
   wells of one plate share what aligning it got wrong, so that negatives of the own plate are nearer
   than replicates on others, and without an effect the average precision lies below that of random
-  rankings (32 features, 8 controls a plate: -0.4 on the scale where chance is 0).
+  rankings (32 features, 8 controls a plate: -0.4 on the scale where chance is 0). The value by
+  random rankings, copairs' `normalized_average_precision`, stands beside it in `other_metrics`.
 * **One column**, as some floors have, gets a constant one: `neighbours.with_angles`.
 * **Controls.** An alignment and the negatives never share controls: `AlignedTable.parts`. A value
   is the mean over the parts.
@@ -25,7 +26,7 @@ different sizes are one mean (Kalinin et al., Nature Communications 16, 2025).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -51,6 +52,7 @@ ACTIVE = 0.05  # q below it
 REPLICATES = 2  # of a treatment: one has no other to be found
 LEVEL = 0.05  # of a p-value by itself: its share where no treatment does anything
 METRIC = "normalised_map"
+BY_RANKINGS = "normalised_map_by_rankings"
 DIGITS = 9  # of a cosine, beyond which two are equal
 GROUP, TREATED = "treatment", "treated"  # columns that pairs are made by
 
@@ -62,7 +64,7 @@ class Activity(ProfileBenchmark):
     treatment: columns whose joint value is one. plate: replicates are ranked among the controls of
     their own plate, and labels are permuted inside it; without it among all controls.
     permutations: 0 for no p-values, and then no treatment is tested, and chance is that of random
-    rankings.
+    rankings: another metric. `ProfileProtocol.untested` keeps the metric.
     active_q: a treatment of a smaller q is active. least_replicates: wells a treatment has to have;
     those of others are not there, and the treatments are counted ("n_few_replicates").
     """
@@ -75,6 +77,7 @@ class Activity(ProfileBenchmark):
     least_replicates: int = REPLICATES
     name: str = "activity"
     metric = METRIC
+    fewest_permutations: ClassVar[int] = 99  # that its chance is made of, where no p is asked for
 
     @property
     def besides(self) -> dict[str, Any]:
@@ -133,6 +136,7 @@ class Activity(ProfileBenchmark):
                 about=about,
                 other_metrics={
                     "map": float(by_treatment["map"].mean().mean()),
+                    BY_RANKINGS: float(by_treatment[BY_RANKINGS].mean().mean()),
                     "fraction_active": len(active) / max(int(tested.sum()), 1),
                     "fraction_p05": float(np.mean(p[tested] <= LEVEL)) if tested.any() else None,
                 },
@@ -168,7 +172,12 @@ class Activity(ProfileBenchmark):
         wide = with_angles(features[rows])
         scored = average_precision(wide, pairs, rules, queries=treated)
         of_query = pd.DataFrame(
-            {GROUP: names[scored.queries], METRIC: scored.normalised, "map": scored.values}
+            {
+                GROUP: names[scored.queries],
+                METRIC: scored.normalised,
+                "map": scored.values,
+                BY_RANKINGS: scored.normalised,
+            }
         )
         found = of_query.groupby(GROUP).mean()
         if not self.permutations:

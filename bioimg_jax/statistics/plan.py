@@ -128,6 +128,28 @@ def plan_table(designs: Sequence[Design], *, encoders: int = 1) -> list[dict[str
     return rows
 
 
+def settled_row(target: str, benchmark: str, n_units: int, sentence: str) -> dict[str, Any]:
+    """A row of `plan_table` where no test decides, for a reason that is known beforehand."""
+    return {
+        "target": target,
+        "benchmark": benchmark,
+        "n_units": n_units,
+        "detectable_alone": None,
+        "detectable_family": None,
+        "power_same": 0.0,
+        "units_same": None,
+        "sentence": sentence,
+    }
+
+
+def sd_of_shares(rows: Sequence[int] | np.ndarray) -> float:
+    """sd of a difference of two shares of right answers, of so many rows in each unit.
+
+    Near one half, correlated 0.5: what their number adds to `UNIT_SD`.
+    """
+    return math.sqrt(UNIT_SD**2 + 0.25 * float(np.mean(1 / np.asarray(rows, np.float64))))
+
+
 @functools.lru_cache(maxsize=1024)
 def _detectable(n_units: int, floors: int, alpha: float) -> float:
     """The gain in standard errors that t tests at alpha against each floor find with `POWER`.

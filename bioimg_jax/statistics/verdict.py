@@ -38,6 +38,7 @@ FAMILY_SKEWNESS = 1.75  # likewise, in "above" and "below" of a family of severa
 DELTA = 0.03  # equivalence margin, in units of the metric
 UNIT_SD = 0.06  # of a difference, where none was observed
 NOT_RUN = "listed floors have not been run"
+UNCORRECTED = "not corrected for"  # in the note of `secondary`
 CHANCE = "chance"  # the floor that is known, not measured
 MIN_PERMUTATIONS = math.ceil(1 / ALPHA)  # with fewer no permutation p can be significant
 
@@ -289,6 +290,16 @@ def judge(cases: Sequence[Case]) -> list[Verdict]:
         _decide(case, e, adjusted.get(i))
         for i, (case, e) in enumerate(zip(cases, evidence, strict=True))
     ]
+
+
+def secondary(verdicts: Sequence[Verdict], what: str) -> list[Verdict]:
+    """Verdicts of a family beside the primary one, which say so: "a secondary alignment".
+
+    Each of several families has its own 0.025, so that an encoder has as many chances of "above" as
+    there are alignments, or variants of a protocol. Only the first was named as the question.
+    """
+    note = f"a secondary {what}, {UNCORRECTED}"
+    return [dataclasses.replace(v, qualified_by=(*v.qualified_by, note)) for v in verdicts]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from bioimg_jax.benchmarks.beyond import beyond
 from bioimg_jax.benchmarks.confound import ADDED, PERMUTATION, RESIDUALISED, Confound
 from bioimg_jax.benchmarks.protocols import ProfileProtocol, find_protocols, of_metadata
 from bioimg_jax.errors import InputError
-from bioimg_jax.features.aligned import AlignedTable
+from bioimg_jax.features.aligned import AlignedTable, align
+from bioimg_jax.features.alignment import find_alignment
 from tests.benchmarks import screens
 
 
@@ -211,3 +212,19 @@ def test_one_method_that_cannot_be_is_one_reason(monkeypatch: pytest.MonkeyPatch
     rows = beyond(nsc, table, lacking, floor, permutations=9, seed=0)
     assert [row["refused"] for row in rows] == ["", "", "too many columns"]
     assert rows[2]["value"] is None and rows[0]["value"] is not None
+
+
+def test_activity_beyond_a_confound_is_of_the_metric_that_the_ladder_has() -> None:
+    obs = screens.wells(plates=4, compounds=24, controls=8)  # and nothing that acts
+    rng = np.random.default_rng(1)
+    held = screens.table(rng.normal(size=(len(obs), 32)), obs)
+    table = align(held, find_alignment("centerscale_on_controls"), batch="plate")
+    count = rng.normal(size=len(obs))
+    activity = protocol("activity", obs).with_settings(permutations=199)
+    rows = by_method(beyond(activity, table, *of_count(count, obs), permutations=9, seed=0))
+    by_rankings = activity.with_settings(permutations=0).score(
+        table, representation="", kind="", seed=0
+    )
+    assert by_rankings.value < -0.25  # by which "observed" was told before
+    assert abs(rows[PERMUTATION]["observed"]) < 0.15 and abs(rows[PERMUTATION]["alone"]) < 0.15
+    assert abs(rows[RESIDUALISED]["value"]) < 0.15

@@ -84,6 +84,10 @@ def test_activity_is_replicates_among_the_controls_of_their_plate(tmp_path: Path
     tested = dataclasses.replace(plain, permutations=49)
     (score,) = tested.scores(aligned, [protocol.fold(obs)], protocol.target, **ABOUT)
     assert score.settings["n_tested"] == 6
+    # What its own null makes of it is another number; by random rankings it is still there.
+    assert score.value != pytest.approx(np.mean(list(expected.values())), abs=1e-3)
+    by_rankings = score.other_metrics["normalised_map_by_rankings"]
+    assert by_rankings == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
 
 
 def test_chance_of_activity_knows_what_wells_of_a_plate_share() -> None:
@@ -100,6 +104,16 @@ def test_chance_of_activity_knows_what_wells_of_a_plate_share() -> None:
             values.append(asked.score(aligned, representation="", kind="", seed=0).value)
     assert np.mean(found[0]) < -0.25  # random rankings are not what these wells are
     assert abs(np.mean(found[199])) < 0.08
+    # Asked again and again, as beyond a confound and of fewer replicates, it is the same metric.
+    whole = protocol.with_settings(permutations=1_000)
+    again = whole.untested().score(aligned, representation="", kind="", seed=0)
+    assert again.settings["chance_by"] == "permuted labels"
+    assert again.settings["permutations"] == 99
+    reported = whole.score(aligned, representation="", kind="", seed=0)
+    assert again.value == pytest.approx(reported.value, abs=0.02)
+    assert protocol.untested().benchmark == protocol.benchmark  # it has fewer
+    (moa,), _ = find_protocols("consistency", list(obs.columns), OPTIONS, seed=0)
+    assert moa.untested().benchmark == dataclasses.replace(moa.benchmark, permutations=0)
 
 
 def test_negatives_are_controls_that_the_alignment_has_not_seen(tmp_path: Path) -> None:

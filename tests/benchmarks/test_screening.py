@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from bioimg_jax.benchmarks import screening as module
-from bioimg_jax.benchmarks.protocols import find_protocols
+from bioimg_jax.benchmarks.protocols import ProfileProtocol, find_protocols
 from bioimg_jax.benchmarks.screening import POSITIVE, screening, summaries
-from bioimg_jax.features.aligned import AlignedTable
+from bioimg_jax.features.aligned import AlignedTable, align
+from bioimg_jax.features.alignment import find_alignment
 from tests.benchmarks import screens
 
 ACTIVE = {f"c{i:02d}" for i in range(6)}
@@ -33,11 +34,17 @@ def tables(seed: int = 0) -> dict[str, AlignedTable]:
     return {"encoder": screens.table(encoder, obs), "count": screens.table(count[:, None], obs)}
 
 
+def protocol(obs: pd.DataFrame) -> ProfileProtocol:
+    options = screens.OPTIONS | {"permutations": 199}
+    (activity,), _ = find_protocols("activity", list(obs.columns), options, seed=0)
+    return activity
+
+
 @pytest.fixture(scope="module")
 def found():
     made = tables()
     obs = made["encoder"].obs
-    (activity,), _ = find_protocols("activity", list(obs.columns), screens.OPTIONS, seed=0)
+    activity = protocol(obs)
     return screening(made, ["encoder"], activity=activity, permutations=199, seed=0)
 
 
@@ -92,6 +99,20 @@ def test_doses_replicates_and_plates(found) -> None:
     (encoder, _) = found.tables["plate_layout"]
     assert encoder["p"] > 0.01 and encoder["plates"] == 5  # places were drawn by lot
     assert found.layouts["encoder"].map.shape == (8, 12)
+
+
+def test_of_fewer_replicates_activity_has_the_chance_that_the_ladder_has() -> None:
+    obs = screens.wells(plates=4, compounds=24, controls=8)  # and nothing that acts
+    held = screens.table(np.random.default_rng(1).normal(size=(len(obs), 32)), obs)
+    table = align(held, find_alignment("centerscale_on_controls"), batch="plate")
+    activity = protocol(obs)
+    ladder = activity.score(table, representation="", kind="", seed=0)
+    assert ladder.other_metrics["normalised_map_by_rankings"] < -0.25  # another chance
+    made = screening({"x": table}, ["x"], activity=activity, permutations=9, seed=0)
+    curve = pd.DataFrame(made.tables["replicate_curve"])
+    assert curve["replicates"].tolist() == [2, 3, 4]
+    assert curve["normalised_map"].iloc[-1] == pytest.approx(ladder.value, abs=0.02)
+    assert (curve["normalised_map"].abs() < 0.15).all()
 
 
 def test_an_edge_that_is_brighter_is_seen() -> None:
