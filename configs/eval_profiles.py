@@ -77,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
                 # lists of efaar_benchmarking (CORUM, HuMAP, Reactome, SIGNOR, StringDB), where that
                 # is installed.
                 "pair_lists": "",
+                "percentiles": "0.05,0.95",  # of all cosines: pairs beyond are predictions
                 "activities": "",  # a file of compounds, genes and the concentration they act at
                 # Questions of the benchmark "retrieval", each by a name: which wells are a positive
                 # and a negative pair, by columns in which they agree and differ (several: "a,b").

@@ -116,6 +116,8 @@ def find_protocols(
     q = options.get("active_q", retrieval.ACTIVE)
     replicates = options.get("least_replicates", retrieval.REPLICATES)
 
+    cuts = _percentiles(options.get("percentiles", ""))
+
     def moa(rule: str, *batch: str) -> list[ProfileProtocol]:
         benchmark = Moa(rule, average=average, treatment=treatment, batch=batch)
         target = _target(benchmark.name, CLASS, "accuracy", COMPOUND)
@@ -143,7 +145,7 @@ def find_protocols(
                 if is_file
                 else relationships.installed_pairs(source)
             )
-            benchmark = relationships.Relationships(pairs, permutations, seed, ARM)
+            benchmark = relationships.Relationships(pairs, permutations, seed, ARM, cuts)
             target = _target(benchmark.name, GENE, relationships.METRIC, GENE)
             found.append(ProfileProtocol(benchmark, target, (GENE,), (GENE,), (GENE,), once=True))
         return found
@@ -227,6 +229,21 @@ def of_metadata(table: FeatureTable, columns: Sequence[str]) -> AlignedTable:
     made = MetadataRepresentation(table.obs, columns)
     ((_, features),) = made.features({"index": np.arange(len(table.obs))}).items()
     return unaligned(table, np.asarray(features))
+
+
+def _percentiles(text: str) -> tuple[float, float]:
+    """The two of "0.05,0.95"; those of the protocol for ""."""
+    if not text:
+        return relationships.PERCENTILES
+    try:
+        low, high = map(float, names(text))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0.0 < low < high < 1.0:
+        raise InputError(
+            f'evaluate.percentiles: {text!r}, expected two numbers between 0 and 1: "0.05,0.95"'
+        )
+    return low, high
 
 
 def _target(name: str, column: str, metric: str, unit: str) -> Target:

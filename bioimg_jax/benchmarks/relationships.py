@@ -270,12 +270,14 @@ class Relationships(ProfileBenchmark):
     """Recall of one list of known pairs, as a benchmark; its unit is the gene.
 
     arm: column of the chromosome arms, for the audit; "" for none.
+    percentiles: between which a pair is no prediction.
     """
 
     pairs: PairList
     permutations: int = 1_000
     seed: int = 0
     arm: str = ""
+    percentiles: tuple[float, float] = PERCENTILES
     metric = METRIC
 
     @property
@@ -290,7 +292,7 @@ class Relationships(ProfileBenchmark):
     @property
     def settings(self) -> dict[str, Any]:
         return {
-            "percentiles": list(PERCENTILES),
+            "percentiles": list(self.percentiles),
             "permutations": self.permutations,
             "pairs_listed": len(self.pairs.names),
         }
@@ -307,7 +309,8 @@ class Relationships(ProfileBenchmark):
         for layer in table.widths:
             (recall,) = known_relationships(
                 with_angles(table.layer(layer)[rows]), genes, [self.pairs],
-                permutations=self.permutations, seed=self.seed, arms=arms,
+                percentiles=self.percentiles, permutations=self.permutations, seed=self.seed,
+                arms=arms,
             )  # fmt: skip
             if not recall.per_unit:
                 raise InputError(f"{self.name}: one gene is in every pair, so that nothing is left")

@@ -14,6 +14,7 @@ import pandas as pd
 from bioimg_jax.data.splits import has_value, unit_names
 from bioimg_jax.errors import InputError
 from bioimg_jax.features.aggregate import N_AGGREGATED
+from bioimg_jax.features.aligned import WELL
 from bioimg_jax.features.table import FeatureTable, MemoryTable
 
 MEAN, MEDIAN = AVERAGES = ("mean", "median")
@@ -36,9 +37,10 @@ def rolled_up(
       levels: the columns of each, [["plate", "well", "site"], ["plate", "well"]]; each level's
         columns are among those of the one before, or the same in all its rows.
       average: "mean" or "median".
-      equal: rows that are drawn of each group of the last level first, without replacement and
-        seeded by its name, so that all average as many; groups with fewer leave, and the
-        provenance counts them ("too_few"). 0: all rows.
+      equal: rows that are drawn first of each well, by the last level with that column (without
+        one, of each group of the last level), without replacement and seeded by its name, so that
+        all average as many; groups with fewer leave, and the provenance counts them ("too_few").
+        0: all rows.
 
     Raises:
       InputError: another average; a column that is not there, has a missing value, or is not the
@@ -54,7 +56,8 @@ def rolled_up(
     counts = np.ones(len(obs), int)
     too_few = 0
     if equal:
-        kept, too_few = _equal(obs, levels[-1], equal, seed)
+        wells = [level for level in levels if WELL in level]
+        kept, too_few = _equal(obs, (wells or levels)[-1], equal, seed)
         obs, features, counts = obs.iloc[kept].reset_index(drop=True), features[kept], counts[kept]
     for level in levels:
         obs, features, counts = _level(obs, features, counts, list(level), average)

@@ -162,3 +162,22 @@ def test_a_gene_on_two_arms_is_one_line(protocols: list[ProfileProtocol]) -> Non
     score = protocol.score(held, representation="", kind="", seed=0)
     assert score.settings["arms"]["within"] == 1.0  # every known pair is on one arm
     assert score.settings["arms"]["recall"] > 0.3
+
+
+def test_the_percentiles_of_recall_are_the_configs(tmp_path: Path) -> None:
+    pairs = tmp_path / "known.csv"
+    pairs.write_text("gene1,gene2\n" + "\n".join(f"g{i:02d},g{i + 24:02d}" for i in range(24)))
+    table, found = representation(4.0), {}
+    for text in ("", "0.05,0.95", "0.2,0.8"):
+        options = {"average": "mean", "permutations": 0, "pair_lists": str(pairs),
+                   "activities": "", "retrieval": {}, "percentiles": text}  # fmt: skip
+        (one,), _ = find_protocols("relationships", list(table.obs.columns), options, seed=0)
+        found[text] = one.score(table, representation="e", kind="imported", seed=0)
+    assert found[""].value == found["0.05,0.95"].value < found["0.2,0.8"].value
+    assert found["0.2,0.8"].chance == pytest.approx(0.4, abs=0.01)
+    assert found["0.2,0.8"].settings["percentiles"] == [0.2, 0.8]
+    for text in ("0.8,0.2", "0.05", "low,high", "0,1"):
+        wrong = {"average": "mean", "permutations": 0, "pair_lists": str(pairs),
+                 "activities": "", "retrieval": {}, "percentiles": text}  # fmt: skip
+        with pytest.raises(InputError, match=f"evaluate.percentiles: '{text}', expected two"):
+            find_protocols("relationships", list(table.obs.columns), wrong, seed=0)

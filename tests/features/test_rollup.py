@@ -47,6 +47,19 @@ def test_levels_are_pandas(levels: list[list[str]], average: str) -> None:
     assert found.provenance["levels"] == levels and found.provenance["average"] == average
 
 
+def test_equal_cells_are_of_every_well_however_far_it_goes() -> None:
+    obs, features = cells()
+    levels = [WELLS, ["compound", "dose"]]
+    found = rolled_up(screens.table(features, obs), levels, "mean", equal=5)
+    wells = rolled_up(screens.table(features, obs), [WELLS], "mean", equal=5)
+    assert (wells.obs[N_AGGREGATED] == 5).all() and len(wells.obs) > 3
+    expected = pd.DataFrame(wells.layer("features").astype(float)).groupby(
+        wells.obs["compound"].to_numpy()
+    )
+    np.testing.assert_allclose(found.layer("features"), expected.mean().to_numpy(), rtol=1e-5)
+    assert found.obs[N_AGGREGATED].tolist() == (5 * expected.size()).tolist()
+
+
 def test_a_consensus_is_one_row_a_treatment_and_order_leaves_no_trace() -> None:
     obs, features = cells()
     levels = [WELLS, ["compound", "dose"]]
