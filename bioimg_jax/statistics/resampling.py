@@ -19,6 +19,7 @@ from bioimg_jax.statistics.intervals import MIN_UNITS
 BOOTSTRAP_UNITS = 20
 SIGN_FLIP_UNITS = 20  # 2^20 sign patterns are still listed one by one
 DECISIVE = 0.05  # no verdict rests on a larger p
+NO_VARIANCE = 1e-3  # share of resamples that hold none of the odd units, from which on they count
 BLOCK_VALUES = 1 << 22  # pivots held at a time, 16 MiB
 DRAWN_VALUES = 1 << 18  # counts drawn at a time, from a seed of their own
 KEPT_VALUES = 1 << 26  # counts kept for the next call, a byte each; more than that are redrawn
@@ -50,6 +51,8 @@ class Paired:
 
     Where the differences are `constant` there is no t. `bounds` [...] then says how far the mean
     may be off, whatever the confidence: a p is 0 beyond it and 1 within, and limits lie at it.
+    Where they are `steady`, what lies beyond the bound, and as much more as any unit is off the
+    common difference, is settled by it; within, t and the bootstrap decide.
     """
 
     differences: np.ndarray
@@ -89,6 +92,28 @@ class Paired:
         """Where the differences do not vary beyond rounding, and no t can be formed: bool [...]."""
         scale = np.abs(self.differences).max(axis=-1)
         return np.ptp(self.differences, axis=-1) <= 1e-9 * np.maximum(scale, 1e-3)
+
+    @property
+    def steady(self) -> np.ndarray:
+        """Where so few units are off the common difference that resamples often hold none of them.
+
+        bool [...]; `constant` included. A resample without variance says nothing, and a bootstrap
+        with many of them has no tail: an encoder that is right everywhere but in one image of one
+        unit could never be told from chance.
+        """
+        g = self.differences.shape[-1]
+        scale = np.abs(self.differences).max(axis=-1, keepdims=True)
+        off = np.abs(self._from_common()) > 1e-9 * np.maximum(scale, 1e-3)
+        return (1.0 - off.sum(axis=-1) / g) ** g > NO_VARIANCE
+
+    def _from_common(self) -> np.ndarray:
+        """Differences less the one that most units have, if any [..., g]."""
+        return self.differences - np.median(self.differences, axis=-1, keepdims=True)
+
+    def _slack(self) -> np.ndarray:
+        """How far the mean may be off where it is `steady` [...]."""
+        assert self.bounds is not None
+        return self.bounds + np.abs(self._from_common()).max(axis=-1)
 
     @property
     def sample_skewness(self) -> np.ndarray:
@@ -138,7 +163,10 @@ class Paired:
         for part, drawn in self._drawn(wanted):
             tail = (1 + (sign * drawn >= pivots[part]).sum(axis=0)) / (1 + self.resamples)
             flat[part] = np.maximum(flat[part], tail)
-        return flat.reshape(p.shape)
+        p = flat.reshape(p.shape)
+        if self.bounds is not None:
+            p = np.where(self.steady & (distance > self._slack()), 0.0, p)
+        return p
 
     def _reach(self, confidence: float, sign: float) -> np.ndarray:
         """How far a limit lies from the mean [...]."""
@@ -151,7 +179,11 @@ class Paired:
                 flat[part] = np.maximum(flat[part], quantile)
             reach = flat.reshape(self.mean.shape)
         reach = self.error * reach
-        return reach if self.bounds is None else np.where(constant, self.bounds, reach)
+        if self.bounds is None:
+            return reach
+        if self._bootstrapped:
+            reach = np.where(self.steady, np.minimum(reach, self._slack()), reach)
+        return np.where(constant, self.bounds, reach)
 
     @property
     def _bootstrapped(self) -> bool:

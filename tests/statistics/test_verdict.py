@@ -11,7 +11,16 @@ from scipy import stats
 
 from bioimg_jax.errors import InputError
 from bioimg_jax.statistics import verdict
-from bioimg_jax.statistics.verdict import Case, Verdict, holm, judge, units_needed
+from bioimg_jax.statistics.resampling import Paired
+from bioimg_jax.statistics.verdict import (
+    ALPHA,
+    Case,
+    Verdict,
+    _binomial_bound,
+    holm,
+    judge,
+    units_needed,
+)
 
 UNITS = [f"plate{i:02d}" for i in range(12)]
 NOISE = np.random.default_rng(7).normal(0.0, 0.02, (8, 40))
@@ -209,6 +218,46 @@ def test_zero_variance_is_settled_by_rows_inside_units_or_not_at_all() -> None:
     assert one(**apart, rows=dict.fromkeys(UNITS, 50)).word == "above"
     under = {"values": [flat(0.5)], "floors": {"pixels": flat(0.75)}}
     assert one(**under, rows=dict.fromkeys(UNITS, 50)).word == "below"
+
+
+def nearly(value: float, off: float, odd: int, units: int = 32) -> dict[str, float]:
+    return {f"plate{i:02d}": off if i < odd else value for i in range(units)}
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2, 3])
+def test_an_encoder_that_misses_an_image_or_two_of_20_000_is_above_chance(odd: int) -> None:
+    """Resamples without its odd plates have no variance: by them nobody could tell."""
+    right, half = nearly(1.0, 1 - 1 / 630, odd), nearly(0.5, 0.5, 0)
+    rows = dict.fromkeys(half, 630)
+    about: dict[str, Any] = {"values": [right], "floors": {"chance": half}, "ceiling": None}
+    found = one(**about, rows=rows)
+    assert found.word == "above" and found.interval is not None
+    assert found.interval[0] > 0.49 and found.interval[1] < 0.51
+    assert one(values=[half], floors={"pixels": right}, ceiling=None, rows=rows).word == "below"
+    if odd < 3:
+        assert one(**about).word == "cannot tell"  # without rows there is no bound
+
+
+def test_a_plate_that_is_far_off_is_not_settled_by_the_others() -> None:
+    half = nearly(0.5, 0.5, 0)
+    about: dict[str, Any] = {"values": [nearly(0.6, 0.0, 1)], "floors": {"chance": half}}
+    assert one(**about, rows=dict.fromkeys(half, 2_000)).word == "cannot tell"
+
+
+@pytest.mark.parametrize("share", [0.9999, 0.999, 0.99])
+def test_equal_shares_near_one_are_seldom_told_apart(share: float) -> None:
+    """Of 32 plates of 100 images both sides miss a few, or none: hardly any variance."""
+    rng, rows, units, draws = np.random.default_rng(0), 100, 32, 4_000
+    ours, floor = rng.binomial(rows, share, (2, draws, units)) / rows
+    n = rows * units
+    bounds = [_binomial_bound(a, b, n, ALPHA, exact=False)
+              for a, b in zip(ours.mean(axis=1), floor.mean(axis=1), strict=True)]  # fmt: skip
+    paired = dataclasses.replace(
+        Paired.of(ours - floor, resamples=2_000, sparing=True), bounds=np.array(bounds)
+    )
+    error = 3 * np.sqrt(ALPHA * (1 - ALPHA) / draws)
+    assert (paired.p_greater() < ALPHA).mean() <= ALPHA + error
+    assert (paired.p_less() < ALPHA).mean() <= ALPHA + error
 
 
 def test_a_settled_constant_floor_does_not_stand_in_the_way_of_another() -> None:
